@@ -1,0 +1,236 @@
+"""From a config file to validated, frozen dataclasses: the mechanism only.
+
+Each room of moejax owns a small frozen dataclass that checks itself. Here is what they share: the
+error that names field, value and remedy, the builder that turns nested mappings into dataclasses
+by their type annotations, the loader of ``get_config()`` files and the command-line overrides.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import math
+import pathlib
+import sys
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import ml_collections
+
+T = TypeVar("T")
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; shown as one line, and the process exits with status 2."""
+
+
+class ConfigError(UserError):
+    """A config field that cannot be used.
+
+    Args:
+      field: dotted path of the field, for example ``moe.top_k``.
+      value: what was found there.
+      remedy: what is wrong with it and what to do, in one sentence.
+    """
+
+    def __init__(self, field: str, value: Any, remedy: str):
+        self.field, self.value, self.remedy = field, value, remedy
+        super().__init__(f"{field} = {value!r}: {remedy}".replace("\n", " "))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known name closest to a misspelt one, as a hint: ``did you mean 'top_k'?``.
+
+    Without a close match, all the known names are listed instead.
+    """
+    names = sorted(map(str, known))
+    close = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
+
+
+def check(condition: bool, field: str, value: Any, remedy: str) -> None:
+    """Raises ConfigError(field, value, remedy) unless the condition holds."""
+    if not condition:
+        raise ConfigError(field, value, remedy)
+
+
+def check_positive(prefix: str, options: Any, *names: str) -> None:
+    """Raises ConfigError for the first named field of a dataclass that is not above zero."""
+    for name in names:
+        value = getattr(options, name)
+        check(value > 0, f"{prefix}.{name}", value, "must be above zero")
+
+
+def check_not_negative(prefix: str, options: Any, *names: str) -> None:
+    """Raises ConfigError for the first named field of a dataclass that is below zero."""
+    for name in names:
+        value = getattr(options, name)
+        check(value >= 0, f"{prefix}.{name}", value, "must not be below zero")
+
+
+def build(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
+    """Builds a frozen dataclass from a mapping, by the types of its fields.
+
+    Missing fields keep their defaults. Nested dataclasses are built from nested mappings, lists
+    become tuples, integers are taken where floats are wanted, and nothing else is converted.
+
+    Args:
+      cls: a dataclass type.
+      values: field names to values.
+      path: dotted path of this block in the config, for messages.
+
+    Returns:
+      An instance of ``cls``.
+
+    Raises:
+      ConfigError: an unknown field (the nearest is offered), a missing one or a wrong type.
+    """
+    check(isinstance(values, Mapping), path or "config", values, "must be a block of fields")
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    hints = typing.get_type_hints(cls)
+    built = {}
+    for name, value in values.items():
+        where = f"{path}.{name}" if path else str(name)
+        check(name in fields, where, value, f"no such field; {nearest(name, fields)}")
+        built[name] = _convert(hints[name], value, where)
+    for name, field in fields.items():
+        required = (
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        )
+        if required and name not in built:
+            where = f"{path}.{name}" if path else name
+            raise ConfigError(where, None, "has no default; set it in the config")
+    return cls(**built)
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    """Returns ``value`` as the annotated type ``kind``; raises ConfigError where it is not one."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        (kind,) = [a for a in args if a is not type(None)]
+        return _convert(kind, value, where)
+    if origin is typing.Literal:
+        hint = nearest(value, args) if isinstance(value, str) else f"one of {', '.join(map(repr, args))}"
+        check(value in args, where, value, f"not a possible value; {hint}")
+        return value
+    if dataclasses.is_dataclass(kind):
+        return value if isinstance(value, kind) else build(kind, value, where)
+    if origin is tuple:
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        check(is_list, where, value, "must be a list")
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+        check(len(value) == len(args), where, value, f"must have {len(args)} entries")
+        return tuple(_convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value)))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    right_type = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+    check(right_type, where, value, f"is {_a(type(value))}, but must be {_a(kind)}")
+    if kind is float:
+        check(math.isfinite(value), where, value, "must be a finite number")
+    return value
+
+
+def _a(kind: type) -> str:
+    names = {int: "an integer", float: "a number", str: "a string", bool: "True or False"}
+    return names.get(kind, "None" if kind is type(None) else f"a {kind.__name__}")
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Runs a config file's ``get_config()`` and applies command-line overrides.
+
+    Args:
+      path: a Python file that defines ``get_config() -> ml_collections.ConfigDict``.
+      overrides: settings such as ``moe.top_k=4``; values are Python literals, or plain words.
+
+    Returns:
+      Nested plain dictionaries.
+
+    Raises:
+      UserError: no such file, no ``get_config`` in it, or it raised.
+      ConfigError: a malformed override.
+    """
+    config = _run_get_config(pathlib.Path(path))
+    for setting in overrides:
+        name, equals, text = setting.partition("=")
+        check(bool(equals and name), f"--config.{name}", text, "write it as --config.FIELD=VALUE")
+        *blocks, last = name.split(".")
+        target = config
+        for i, block in enumerate(blocks):
+            target = target.setdefault(block, {})
+            where = ".".join(blocks[: i + 1])
+            check(isinstance(target, dict), where, target, f"is a value, not a block with {last!r}")
+        target[last] = parse_literal(text)
+    return config
+
+
+def parse_literal(text: str) -> Any:
+    """A command-line value: a Python literal, true/false/none in any case, or else the text."""
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def _run_get_config(path: pathlib.Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"--config = {str(path)!r}: no such file; give a Python file with get_config()")
+    spec = importlib.util.spec_from_file_location("moejax_config_file", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config = {str(path)!r}: not a Python file; give one with get_config()")
+    module = importlib.util.module_from_spec(spec)
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        spec.loader.exec_module(module)
+        if not callable(getattr(module, "get_config", None)):
+            raise UserError(f"--config = {str(path)!r}: defines no get_config(); add that function")
+        config = module.get_config()
+        if not isinstance(config, ml_collections.ConfigDict):
+            found = type(config).__name__
+            raise UserError(
+                f"--config = {str(path)!r}: get_config() returned a {found}; return a ConfigDict"
+            )
+        return config.to_dict()
+    except UserError:
+        raise
+    except Exception as error:  # the user's own file may raise anything
+        line = _line_in(error, path)
+        raise UserError(
+            f"--config = {str(path)!r}: {type(error).__name__} at line {line}: {error}; mend the file"
+        ) from error
+    finally:
+        sys.path.remove(folder)
+
+
+def _line_in(error: BaseException, path: pathlib.Path) -> int | str:
+    """The last line of the config file that an exception passed through, or '?'."""
+    if isinstance(error, SyntaxError):
+        return error.lineno or "?"
+    line: int | str = "?"
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
+
+
+def to_dict(options: Any) -> Any:
+    """A dataclass, with all it holds, as JSON-ready dictionaries and lists."""
+    if dataclasses.is_dataclass(options):
+        return {f.name: to_dict(getattr(options, f.name)) for f in dataclasses.fields(options)}
+    if isinstance(options, Mapping):
+        return {k: to_dict(v) for k, v in options.items()}
+    if isinstance(options, (list, tuple)):
+        return [to_dict(v) for v in options]
+    return options
