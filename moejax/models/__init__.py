@@ -1,0 +1,13 @@
+"""Decoder-only transformers, dense and Mixture-of-Experts."""
+
+from moejax.models.model_config import AttentionConfig, ModelConfig
+from moejax.models.transformer import Output, Transformer, init_cache, update_router_state
+
+__all__ = [
+    "AttentionConfig",
+    "ModelConfig",
+    "Output",
+    "Transformer",
+    "init_cache",
+    "update_router_state",
+]

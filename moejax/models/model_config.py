@@ -1,0 +1,160 @@
+"""Options of a transformer (block ``model`` of a config), with its MoE layers' inside."""
+
+import dataclasses
+from typing import Literal
+
+from moejax.config import check, check_not_negative, check_positive, nearest
+from moejax.moe.moe_config import MoEConfig
+
+LAYER_KINDS = ("dense", "moe")
+
+Segment = tuple[tuple[str, ...], int]
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig:
+    """Options of grouped-query attention (block ``model.attention``).
+
+    Attributes:
+      num_heads: query heads, H.
+      num_kv_heads: key/value heads, N; 0 means as many as query heads.
+      head_dim: width of a head; 0 means d_model / num_heads.
+      rope_theta: base of the rotary position embedding.
+      implementation: ``auto`` is cuDNN on a GPU in bfloat16 and XLA elsewhere.
+    """
+
+    num_heads: int = 8
+    num_kv_heads: int = 0
+    head_dim: int = 0
+    rope_theta: float = 10_000.0
+    implementation: Literal["auto", "xla", "cudnn"] = "auto"
+
+    def __post_init__(self) -> None:
+        check_positive("model.attention", self, "num_heads", "rope_theta")
+        check_not_negative("model.attention", self, "num_kv_heads", "head_dim")
+        check(
+            self.num_heads % self.kv_heads == 0,
+            "model.attention.num_kv_heads", self.num_kv_heads,
+            f"does not divide model.attention.num_heads = {self.num_heads}; choose a divisor",
+        )  # fmt: skip
+        check(
+            self.head_dim % 2 == 0, "model.attention.head_dim", self.head_dim,
+            "is odd, but rotary embeddings turn pairs; choose an even width",
+        )  # fmt: skip
+
+    @property
+    def kv_heads(self) -> int:
+        """Key/value heads, the default resolved."""
+        return self.num_kv_heads or self.num_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Options of a decoder-only transformer.
+
+    Attributes:
+      vocab_size: token ids, V; at least the tokenizer's.
+      d_model: width, D.
+      num_layers: layers, L.
+      d_ff: width of the dense layers' SwiGLU; 0 means the active width of an MoE layer,
+        (top_k + num_shared_experts) · d_expert, or 4 · d_model without MoE.
+      first_k_dense: dense layers before the MoE layers; without ``moe`` every layer is dense.
+      segments: layers spelled out instead, as (kinds of layer, repeats): ``((("dense",), 1),
+        (("dense", "moe"), 13))`` is one dense layer, then dense and MoE by turns.
+      attention: options of attention.
+      tie_embeddings: the head is the embedding's transpose.
+      embedding_multiplier: factor on the embeddings as the layers see them; a tied embedding,
+        small for the head's sake, wants about the square root of d_model.
+      norm_eps: epsilon of RMSNorm.
+      dtype: compute type; ``auto`` is float32 on a CPU and bfloat16 elsewhere. Parameters, the
+        router, norms, logits and the loss are float32 always.
+      remat: what the backward pass recomputes: ``none``, ``dots`` (all but the outputs of matrix
+        products) or ``full`` (every layer).
+      loss_chunk: positions of each row whose logits exist at once in the loss; 0 means all.
+      init_std: deviation of the initial weights; 0 means scaled by fan-in.
+      moe: options of the MoE layers; None makes a dense model.
+    """
+
+    vocab_size: int
+    d_model: int = 256
+    num_layers: int = 4
+    d_ff: int = 0
+    first_k_dense: int = 0
+    segments: tuple[Segment, ...] = ()
+    attention: AttentionConfig = AttentionConfig()
+    tie_embeddings: bool = True
+    embedding_multiplier: float = 1.0
+    norm_eps: float = 1e-6
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    remat: Literal["none", "dots", "full"] = "none"
+    loss_chunk: int = 0
+    init_std: float = 0.0
+    moe: MoEConfig | None = None
+
+    def __post_init__(self) -> None:
+        check_positive("model", self, "vocab_size", "d_model", "num_layers", "norm_eps", "embedding_multiplier")
+        check_not_negative("model", self, "d_ff", "first_k_dense", "loss_chunk", "init_std")
+        heads = self.attention.num_heads
+        check(
+            self.attention.head_dim > 0 or self.d_model % heads == 0,
+            "model.attention.num_heads", heads,
+            f"does not divide model.d_model = {self.d_model}; choose a divisor, or set "
+            "model.attention.head_dim",
+        )  # fmt: skip
+        check(
+            self.head_dim % 2 == 0, "model.attention.head_dim", self.head_dim,
+            "is odd, but rotary embeddings turn pairs; choose heads of an even width",
+        )  # fmt: skip
+        self._check_segments()
+
+    def _check_segments(self) -> None:
+        for kinds, repeats in self.segments:
+            for kind in kinds:
+                check(
+                    kind in LAYER_KINDS, "model.segments", kind,
+                    f"no such kind of layer; {nearest(kind, LAYER_KINDS)}",
+                )  # fmt: skip
+            check(
+                bool(kinds) and repeats > 0, "model.segments", (kinds, repeats),
+                "needs at least one kind of layer, repeated at least once",
+            )  # fmt: skip
+        layers = [kind for kinds, repeats in self.segments for kind in kinds * repeats]
+        check(
+            not self.segments or len(layers) == self.num_layers, "model.segments", self.segments,
+            f"holds {len(layers)} layers, but model.num_layers = {self.num_layers}; make them agree",
+        )  # fmt: skip
+        check(
+            "moe" not in layers or self.moe is not None, "model.segments", self.segments,
+            "has MoE layers, but the config has no block moe; add one",
+        )  # fmt: skip
+        check(
+            self.first_k_dense <= self.num_layers, "model.first_k_dense", self.first_k_dense,
+            f"is above model.num_layers = {self.num_layers}; choose at most that many",
+        )  # fmt: skip
+
+    @property
+    def layout(self) -> tuple[Segment, ...]:
+        """The segments that the model is built of: given, or from ``first_k_dense``."""
+        if self.segments:
+            return self.segments
+        dense = self.num_layers if self.moe is None else self.first_k_dense
+        parts = ((("dense",), dense), (("moe",), self.num_layers - dense))
+        return tuple(part for part in parts if part[1])
+
+    @property
+    def head_dim(self) -> int:
+        """Width of an attention head, the default resolved."""
+        return self.attention.head_dim or self.d_model // self.attention.num_heads
+
+    @property
+    def dense_width(self) -> int:
+        """Width of the dense layers' SwiGLU, the default resolved."""
+        if self.d_ff:
+            return self.d_ff
+        if self.moe is None:
+            return 4 * self.d_model
+        return (self.moe.top_k + self.moe.num_shared_experts) * self.moe.d_expert
+
+    def layers(self, kind: str) -> int:
+        """How many layers of a kind the model has."""
+        return sum(kinds.count(kind) * repeats for kinds, repeats in self.layout)

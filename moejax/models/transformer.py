@@ -1,0 +1,257 @@
+"""The decoder-only transformer: dense and MoE layers, scanned segment by segment."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from moejax.models.attention import GroupedQueryAttention, KeyValueCache, attention_mask
+from moejax.models.layers import RMSNorm, compute_dtype
+from moejax.models.loss import chunked_cross_entropy
+from moejax.models.model_config import ModelConfig
+from moejax.moe.experts import SwiGLU
+from moejax.moe.layer import MoELayer
+
+Stats = dict[str, Any]
+Caches = dict[str, Any]
+
+
+@struct.dataclass
+class Output:
+    """What a forward pass gives.
+
+    Attributes:
+      logits: scores of the next token; None from ``Transformer.encode``.
+      hidden: final, normalised hidden states.
+      aux_loss: weighted auxiliary losses, the mean over MoE layers' sums: add it to the loss.
+      router_stats: sums over tokens, by segment and layer; leaves have a leading axis of repeats.
+      cache: keys and values after the call, if a cache was given.
+    """
+
+    logits: Float[Array, "B S V"] | None
+    hidden: Float[Array, "B S D"]
+    aux_loss: Float[Array, ""]
+    router_stats: Stats
+    cache: Caches | None
+
+
+@struct.dataclass
+class LossOutput:
+    """Sum of negative log-likelihoods (nats), targets counted, and the routers' losses and sums."""
+
+    nll: Float[Array, ""]
+    targets: Float[Array, ""]
+    aux_loss: Float[Array, ""]
+    router_stats: Stats
+
+
+class Layer(nn.Module):
+    """One pre-norm layer: attention, then a dense SwiGLU or an MoE layer."""
+
+    config: ModelConfig
+    kind: str
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        valid: Bool[Array, "B S"],
+        positions: Int[Array, "B S"],
+        mask: Bool[Array, "..."],
+        cache: KeyValueCache | None,
+    ) -> tuple[Float[Array, "B S D"], Float[Array, ""], Stats, KeyValueCache | None]:
+        config = self.config
+        norm = lambda name: RMSNorm(config.norm_eps, name=name)
+        attention = GroupedQueryAttention(config, name="attention")
+        mixed, cache = attention(norm("attention_norm")(x), positions, mask, cache)
+        x = nn.with_logical_constraint(x + mixed, ("batch", "length", "embed_act"))
+        inner = norm("ffn_norm")(x)
+        if self.kind == "moe":
+            layer = MoELayer(config.moe, config.init_std, name="moe")
+            out, aux_loss, stats = layer(inner, valid)
+        else:
+            out = SwiGLU(config.dense_width, config.init_std, name="ffn")(inner)
+            aux_loss, stats = jnp.zeros((), jnp.float32), {}
+        x = nn.with_logical_constraint(x + out, ("batch", "length", "embed_act"))
+        return x, aux_loss, stats, cache
+
+
+class Pattern(nn.Module):
+    """The layers that a segment repeats: the body of its scan."""
+
+    config: ModelConfig
+    kinds: tuple[str, ...]
+
+    @nn.compact
+    def __call__(self, carry, caches, valid, positions, mask):
+        x, aux_loss = carry
+        stats, new_caches = {}, {}
+        for i, kind in enumerate(self.kinds):
+            name = f"layer_{i}"
+            layer = Layer(self.config, kind, name=name)
+            cache = None if caches is None else caches[name]
+            x, loss, layer_stats, cache = layer(x, valid, positions, mask, cache)
+            aux_loss += loss
+            if layer_stats:
+                stats[name] = layer_stats
+            new_caches[name] = cache
+        return (x, aux_loss), (stats, None if caches is None else new_caches)
+
+
+def _scanned(config: ModelConfig, kinds: tuple[str, ...], repeats: int, name: str) -> nn.Module:
+    body = Pattern
+    if config.remat != "none":
+        dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        policy = dots if config.remat == "dots" else jax.checkpoint_policies.nothing_saveable
+        body = nn.remat(Pattern, policy=policy, prevent_cse=False)
+    scan = nn.scan(
+        body,
+        variable_axes={"params": 0, "router_state": 0},
+        split_rngs={"params": True},
+        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+        length=repeats,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+    return scan(config, kinds, name=name)
+
+
+class Transformer(nn.Module):
+    """A decoder-only transformer.
+
+    Parameters stand under ``embedding``, ``segment_i/layer_j/{attention_norm, attention, ffn_norm,
+    ffn | moe}`` (each leaf with a leading axis of the segment's repeats), ``final_norm`` and, where
+    it is not tied, ``head``. Routers with state keep it under the same path in the collection
+    ``router_state``.
+    """
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        config = self.config
+        std = config.init_std or config.d_model**-0.5
+        init = nn.with_logical_partitioning(nn.initializers.normal(std), ("vocab", "embed"))
+        shape = (config.vocab_size, config.d_model)
+        self.embedding = self.param("embedding", init, shape, jnp.float32)
+        for i, (kinds, repeats) in enumerate(config.layout):
+            setattr(self, f"segment_{i}", _scanned(config, kinds, repeats, f"segment_{i}"))
+        self.final_norm = RMSNorm(config.norm_eps)
+        if not config.tie_embeddings:
+            init = nn.with_logical_partitioning(nn.initializers.normal(std), ("embed", "vocab"))
+            self.head = self.param("head", init, shape[::-1], jnp.float32)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B S"],
+        segment_ids: Int[Array, "B S"] | None = None,
+        positions: Int[Array, "B S"] | None = None,
+        cache: Caches | None = None,
+    ) -> Output:
+        """Next-token logits of every position, in float32.
+
+        Args:
+          tokens: token ids.
+          segment_ids: document of each token in a packed row, 0 for padding; None means one
+            document a row.
+          positions: position of each token in its document; None counts from 0, or from the
+            cache's length.
+          cache: from ``init_cache``, or an earlier call's; then rows hold one document each and
+            ``segment_ids`` must be None.
+        """
+        output = self.encode(tokens, segment_ids, positions, cache)
+        kernel = self._head().astype(output.hidden.dtype)
+        logits = jnp.matmul(output.hidden, kernel, preferred_element_type=jnp.float32)
+        return output.replace(logits=logits)
+
+    def encode(self, tokens, segment_ids=None, positions=None, cache=None) -> Output:
+        """As ``__call__``, without the logits."""
+        batch, length = tokens.shape
+        start = jnp.zeros((), jnp.int32) if cache is None else cache["index"]
+        if positions is None:
+            positions = jnp.broadcast_to(start + jnp.arange(length)[None], (batch, length))
+        if cache is None:
+            mask = attention_mask(segment_ids, length)
+        else:
+            reach = jnp.arange(_cache_length(cache))[None, None, None, :]
+            mask = reach <= (start + jnp.arange(length))[None, None, :, None]
+        valid = jnp.ones(tokens.shape, bool) if segment_ids is None else segment_ids > 0
+        x = jnp.take(self.embedding, tokens, axis=0).astype(compute_dtype(self.config.dtype))
+        x = x * jnp.asarray(self.config.embedding_multiplier, x.dtype)
+        x = nn.with_logical_constraint(x, ("batch", "length", "embed_act"))
+        carry, stats = (x, jnp.zeros((), jnp.float32)), {}
+        new_cache = None if cache is None else {**cache, "index": start + length}
+        for i in range(len(self.config.layout)):
+            name = f"segment_{i}"
+            caches = None if cache is None else cache[name]
+            carry, (segment_stats, caches) = getattr(self, name)(
+                carry, caches, valid, positions, mask
+            )
+            if segment_stats:
+                stats[name] = segment_stats
+            if cache is not None:
+                new_cache[name] = caches
+        x, aux_loss = carry
+        return Output(None, self.final_norm(x), aux_loss, stats, new_cache)
+
+    def loss(
+        self,
+        tokens: Int[Array, "B S"],
+        targets: Int[Array, "B S"],
+        segment_ids: Int[Array, "B S"] | None = None,
+        positions: Int[Array, "B S"] | None = None,
+    ) -> LossOutput:
+        """Summed cross-entropy over the tokens that are not padding, never building the logits.
+
+        The chunks are ``model.loss_chunk`` positions of every row.
+        """
+        output = self.encode(tokens, segment_ids, positions)
+        valid = jnp.ones(tokens.shape, bool) if segment_ids is None else segment_ids > 0
+        weights = valid.astype(jnp.float32)
+        nll = chunked_cross_entropy(
+            output.hidden, self._head(), targets, weights, self.config.loss_chunk
+        )
+        return LossOutput(nll, jnp.sum(weights), output.aux_loss, output.router_stats)
+
+    def _head(self) -> Float[Array, "D V"]:
+        return self.embedding.T if self.config.tie_embeddings else self.head
+
+
+def init_cache(config: ModelConfig, batch: int, max_length: int) -> Caches:
+    """An empty cache for ``batch`` rows of up to ``max_length`` positions."""
+    dtype = compute_dtype(config.dtype)
+    heads = (config.attention.kv_heads, config.head_dim)
+    cache: Caches = {"index": jnp.zeros((), jnp.int32)}
+    for i, (kinds, repeats) in enumerate(config.layout):
+        empty = lambda n: jnp.zeros((n, batch, max_length, *heads), dtype)
+        layer = lambda n: KeyValueCache(empty(n), empty(n), jnp.zeros(n, jnp.int32))
+        cache[f"segment_{i}"] = {f"layer_{j}": layer(repeats) for j in range(len(kinds))}
+    return cache
+
+
+def _cache_length(cache: Caches) -> int:
+    return cache["segment_0"]["layer_0"].key.shape[2]
+
+
+def update_router_state(config: ModelConfig, router_state: Stats, router_stats: Stats) -> Stats:
+    """Applies every router's ``update`` once, to statistics summed over the whole batch.
+
+    Args:
+      config: the model's config.
+      router_state: the collection ``router_state``; empty where no router keeps state.
+      router_stats: ``Output.router_stats``, summed over micro-batches and devices.
+
+    Returns:
+      The new collection, of the same structure.
+    """
+    if not router_state:
+        return router_state
+    router = MoELayer.make_router(config.moe, config.init_std, parent=None)
+    update = lambda state, stats: {"moe": {"router": router.update(state["moe"]["router"], stats)}}
+    return {
+        segment: {
+            layer: update(state, router_stats[segment][layer]) for layer, state in layers.items()
+        }
+        for segment, layers in router_state.items()
+    }

@@ -1,0 +1,120 @@
+"""The experts' weights and arithmetic. They know nothing of routing."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float
+
+
+@struct.dataclass
+class ExpertWeights:
+    """SwiGLU experts, stacked.
+
+    Attributes:
+      gate_up: gate and up projections side by side, for one product.
+      down: down projections.
+    """
+
+    gate_up: Float[Array, "E D 2 F"]
+    down: Float[Array, "E F D"]
+
+    @property
+    def num_experts(self) -> int:
+        """How many experts these are."""
+        return self.gate_up.shape[0]
+
+
+class Experts(nn.Module):
+    """Declares the weights of E SwiGLU experts and returns them in a compute type.
+
+    Attributes:
+      num_experts: E.
+      width: hidden width F of one expert.
+      init_std: deviation of the initial weights; 0 scales by each expert's own fan-in.
+    """
+
+    num_experts: int
+    width: int
+    init_std: float = 0.0
+
+    @nn.compact
+    def __call__(self, d_model: int, dtype: jnp.dtype) -> ExpertWeights:
+        count, width = self.num_experts, self.width
+        gate_up = self.param(
+            "gate_up",
+            _init(self.init_std, ("expert", "embed", None, "mlp"), 1, (2, 3), (0,)),
+            (count, d_model, 2, width),
+            jnp.float32,
+        )
+        down = self.param(
+            "down",
+            _init(self.init_std, ("expert", "mlp", "embed"), 1, 2, (0,)),
+            (count, width, d_model),
+            jnp.float32,
+        )
+        return ExpertWeights(gate_up.astype(dtype), down.astype(dtype))
+
+
+class SwiGLU(nn.Module):
+    """One expert that every token runs through: shared experts, and the dense layers.
+
+    silu(x W_gate) · (x W_up), then W_down, without biases (arXiv 2002.05202, eq. 6).
+
+    Attributes:
+      width: hidden width.
+      init_std: deviation of the initial weights; 0 scales by fan-in.
+    """
+
+    width: int
+    init_std: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        d_model = x.shape[-1]
+        gate_up = self.param(
+            "gate_up",
+            _init(self.init_std, ("embed", None, "mlp"), 0, (1, 2)),
+            (d_model, 2, self.width),
+            jnp.float32,
+        )
+        down = self.param(
+            "down", _init(self.init_std, ("mlp", "embed"), 0, 1), (self.width, d_model), jnp.float32
+        )
+        both = jnp.einsum("...d,dgf->...gf", x, gate_up.astype(x.dtype))
+        return jnp.matmul(swiglu(both), down.astype(x.dtype))
+
+
+def _init(std, axes, in_axis, out_axis, batch_axis=()):
+    """An initializer with the logical names of its axes; see ``init_std`` above."""
+    if std:
+        init = nn.initializers.normal(std)
+    else:
+        init = nn.initializers.variance_scaling(
+            1.0, "fan_in", "truncated_normal", in_axis, out_axis, batch_axis
+        )
+    return nn.with_logical_partitioning(init, axes)
+
+
+def swiglu(both: Float[Array, "*rows 2 F"]) -> Float[Array, "*rows F"]:
+    """silu(gate) · up, from the two side by side."""
+    return jax.nn.silu(both[..., 0, :]) * both[..., 1, :]
+
+
+def swiglu_gradient(
+    both: Float[Array, "*rows 2 F"], d_hidden: Float[Array, "*rows F"]
+) -> Float[Array, "*rows 2 F"]:
+    """Gradient of ``swiglu`` with respect to its argument."""
+    gate, up = both[..., 0, :], both[..., 1, :]
+    sigmoid = jax.nn.sigmoid(gate)
+    silu = gate * sigmoid
+    d_gate = d_hidden * up * (sigmoid + silu * (1 - sigmoid))
+    return jnp.stack([d_gate, d_hidden * silu], axis=-2)
+
+
+def apply_batched(
+    weights: ExpertWeights, rows: Float[Array, "E C D"]
+) -> Float[Array, "E C D"]:
+    """Each expert over its own rows."""
+    both = jnp.einsum("ecd,edgf->ecgf", rows, weights.gate_up)
+    return jnp.einsum("ecf,efd->ecd", swiglu(both), weights.down)

@@ -1,0 +1,5 @@
+"""Meshes and shardings."""
+
+from moejax.parallel.mesh import AXES, RULES, MeshConfig, check_fits, make_mesh, sharding, spec
+
+__all__ = ["AXES", "RULES", "MeshConfig", "check_fits", "make_mesh", "sharding", "spec"]

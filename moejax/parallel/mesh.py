@@ -1,0 +1,120 @@
+"""The device mesh, and the table that maps logical axes to mesh axes."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from moejax.config import ConfigError, check, check_positive
+from moejax.models.model_config import ModelConfig
+from moejax.moe.exchange import BATCH_AXES
+
+AXES = ("data", "fsdp", "expert", "tensor")
+
+# Logical axis of a parameter or an activation -> mesh axes. Every name that a model uses is here.
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    "batch": BATCH_AXES,
+    "length": None,
+    "embed_act": None,
+    "layers": None,
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "mlp": "tensor",
+    "expert": "expert",
+    "router_expert": None,
+    "norm": None,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes (block ``mesh``).
+
+    Attributes:
+      data: copies of the model, each with its own rows of the batch; 0 takes all devices left.
+      fsdp: parts that parameters and optimizer state are cut into; rows are spread over it too.
+      expert: parts that the experts are cut into; rows are spread over it too.
+      tensor: parts that heads, hidden widths and the vocabulary are cut into.
+    """
+
+    data: int = 1
+    fsdp: int = 1
+    expert: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        check(self.data >= 0, "mesh.data", self.data, "must not be below zero")
+        check_positive("mesh", self, "fsdp", "expert", "tensor")
+
+    def shape(self, devices: int) -> tuple[int, ...]:
+        """Sizes in the order of ``AXES``, with ``data`` filled in.
+
+        Raises:
+          ConfigError: the mesh needs more devices than there are, or does not divide them.
+        """
+        rest = self.fsdp * self.expert * self.tensor
+        data = self.data or max(1, devices // rest)
+        needed = data * rest
+        check(
+            needed <= devices, "mesh", dataclasses.asdict(self),
+            f"needs {needed} devices, but there are {devices}; make an axis smaller",
+        )  # fmt: skip
+        return (data, self.fsdp, self.expert, self.tensor)
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """The mesh over the first devices that it needs; enter it with ``jax.set_mesh``."""
+    shape = config.shape(jax.device_count())
+    devices = np.asarray(jax.devices()[: math.prod(shape)]).reshape(shape)
+    return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def check_fits(shape: tuple[int, ...], model: ModelConfig, batch_size: int) -> None:
+    """Raises ConfigError where a mesh axis does not divide what it is to cut.
+
+    Args:
+      shape: sizes in the order of ``AXES``.
+      model: the model's config.
+      batch_size: rows of one micro-batch.
+    """
+    size = dict(zip(AXES, shape, strict=True))
+    rows = math.prod(size[axis] for axis in BATCH_AXES)
+    check(
+        batch_size % rows == 0, "train.batch_size", batch_size,
+        f"has to be cut into {rows} parts (mesh data x fsdp x expert) for each micro-batch; "
+        "choose a multiple",
+    )  # fmt: skip
+    cut = [
+        ("tensor", "model.vocab_size", model.vocab_size),
+        ("tensor", "model.attention.num_heads", model.attention.num_heads),
+        ("tensor", "model.attention.num_kv_heads", model.attention.kv_heads),
+        ("fsdp", "model.d_model", model.d_model),
+    ]
+    if model.layers("dense"):
+        cut.append(("tensor", "model.d_ff", model.dense_width))
+    if model.layers("moe"):
+        cut.append(("expert", "moe.num_experts", model.moe.num_experts))
+        cut.append(("tensor", "moe.d_expert", model.moe.d_expert))
+    for axis, field, value in cut:
+        if value % size[axis]:
+            remedy = f"does not divide {field} = {value}; choose a divisor, or change {field}"
+            raise ConfigError(f"mesh.{axis}", size[axis], remedy)
+
+
+def spec(*names: str | None) -> PartitionSpec:
+    """The partition of an array whose axes have these logical names.
+
+    Raises:
+      KeyError: a name that is not in the table; Flax would leave it unconstrained without a word.
+    """
+    return PartitionSpec(*(None if name is None else RULES[name] for name in names))
+
+
+def sharding(mesh: Mesh, *names: str | None) -> NamedSharding:
+    """As ``spec``, on a mesh."""
+    return NamedSharding(mesh, spec(*names))
