@@ -1,0 +1,138 @@
+"""The command line: flags and sub-commands, nothing else."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from moejax.config import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a sub-command; returns 0, 2 for a user's mistake or 1 for a run that failed."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # --config.a.b=VALUE settings are taken out before argparse, which cannot know their names.
+    overrides = [a.removeprefix("--config.") for a in arguments if a.startswith("--config.")]
+    parser = _parser()
+    options = parser.parse_args([a for a in arguments if not a.startswith("--config.")])
+    options.overrides = overrides
+    if overrides and not getattr(options, "config", None):
+        parser.error("--config.FIELD=VALUE needs --config=FILE")
+    try:
+        return options.run(options)
+    except UserError as error:
+        print(f"moejax {options.command}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="moejax", description="Cost-efficient Mixture-of-Experts training, with its bill."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, summary: str, config: bool | None = None):
+        sub = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        sub.set_defaults(run=run)
+        if config is not None:
+            text = "Python file with get_config(); --config.FIELD=VALUE changes a field"
+            sub.add_argument("--config", metavar="FILE", required=config, help=text)
+        return sub
+
+    train = command("train", _train, "train a model, or go on with a run", config=True)
+    train.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
+    _format(train)
+
+    plan = command("plan", _plan, "the bill before a run", config=False)
+    plan.add_argument("--model", metavar="NAME", help="a published model")
+    plan.add_argument("--tokens", type=float, help="tokens to train on")
+    plan.add_argument("--seq-len", type=int, help="positions of a sequence")
+    plan.add_argument("--hardware", metavar="CHIP", help="h100_sxm, h800_sxm, cpu ...")
+    plan.add_argument("--devices", type=int, help="how many; cores on a CPU")
+    plan.add_argument("--price", type=float, help="dollars per device-hour")
+    plan.add_argument("--mfu", type=float, help="utilisation to assume, 0 to 1")
+    _format(plan)
+
+    ledger = command("ledger", _ledger, "what runs cost")
+    ledger.add_argument("directories", nargs="+", metavar="DIR", help="run folders, or folders of")
+    _format(ledger)
+
+    tokenize = command("tokenize", _tokenize, "write a corpus as tokenised shards", config=True)
+    tokenize.add_argument("--out", required=True, metavar="DIR", help="folder for the shards")
+    _format(tokenize)
+
+    generate = command("generate", _generate, "continue a text with a trained model")
+    generate.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
+    generate.add_argument("--prompt", default="", metavar="TEXT")
+    generate.add_argument("--tokens", type=int, default=200, help="tokens to add at most")
+    generate.add_argument("--temperature", type=float, default=0.8)
+    generate.add_argument("--seed", type=int, default=0)
+    _format(generate)
+    return parser
+
+
+def _format(parser: argparse.ArgumentParser) -> None:
+    text = "json prints one object on standard output"
+    parser.add_argument("--format", choices=("text", "json"), default="text", help=text)
+
+
+def _print(options: argparse.Namespace, result: dict[str, Any], text: str) -> None:
+    print(json.dumps(result) if options.format == "json" else text)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from moejax.training import loop, report, run_config
+
+    try:
+        summary = loop.train(run_config.load(options.config, options.overrides), options.workdir)
+    except loop.RunFailed as error:
+        print(f"moejax train: the run failed: {error}", file=sys.stderr)
+        return 1
+    _print(options, summary, report.format_summary(summary, options.workdir))
+    return 1 if summary["status"] == "interrupted" else 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from moejax.cost.plan import format_plan
+    from moejax.training import plan_command
+
+    plan = plan_command.plan(options)
+    _print(options, plan, format_plan(plan))
+    return 0
+
+
+def _ledger(options: argparse.Namespace) -> int:
+    from moejax.cost.bill import format_ledger, summarize
+
+    summary = summarize(options.directories)
+    _print(options, summary, format_ledger(summary))
+    return 0
+
+
+def _tokenize(options: argparse.Namespace) -> int:
+    from moejax.data import pretokenize
+    from moejax.training import run_config
+
+    config = run_config.load(options.config, options.overrides)
+    result = pretokenize.tokenize_corpus(config.data, options.out)
+    _print(options, result, pretokenize.format_result(result))
+    return 0
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from moejax.training import restore
+
+    text = restore.generate(
+        options.workdir, options.prompt, tokens=options.tokens, seed=options.seed,
+        temperature=options.temperature,
+    )  # fmt: skip
+    _print(options, {"text": text}, text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""Options of the bill (block ``cost`` of a config) and its limits (block ``budget``)."""
+
+import dataclasses
+import math
+
+from moejax.config import check
+from moejax.cost import energy, hardware, prices
+
+
+@dataclasses.dataclass(frozen=True)
+class CostConfig:
+    """What a run is charged, and how.
+
+    Attributes:
+      hardware: a chip's name, or ``auto`` for the one that jax runs on.
+      price: dollars per device-hour (a core-hour on a CPU); None takes the price book's.
+      region: whose grid the carbon is counted by.
+      mfu: utilisation that a plan assumes, 0 to 1; None takes the default of the hardware.
+      final: whether the run belongs to the headline figure; every run belongs to the all-in one.
+    """
+
+    hardware: str = "auto"
+    price: float | None = None
+    region: str = "world"
+    mfu: float | None = None
+    final: bool = False
+
+    def __post_init__(self) -> None:
+        if self.hardware != "auto":
+            hardware.lookup(self.hardware)
+        if self.price is not None:
+            prices.check_price(self.price)
+        energy.carbon_factor(self.region)
+        if self.mfu is not None:
+            check(0 < self.mfu <= 1, "cost.mfu", self.mfu, "must be above 0 and at most 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class BudgetConfig:
+    """Limits of a run, all of its segments together; None means without limit.
+
+    Attributes:
+      max_dollars: rental dollars.
+      max_flops: model FLOPs of training.
+      max_hours: wall-clock hours (not device-hours) that the run was up.
+    """
+
+    max_dollars: float | None = None
+    max_flops: float | None = None
+    max_hours: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            check(
+                value is None or (math.isfinite(value) and value > 0),
+                f"budget.{field.name}", value, "must be above zero, or None for no limit",
+            )  # fmt: skip
+
+    def exceeded(self, dollars: float, flops: float, hours: float) -> str | None:
+        """Names the first limit that was reached, with both figures; None where none was.
+
+        Args:
+          dollars, flops, hours: spent so far, all segments together, in the limits' units.
+        """
+        spent = {"max_dollars": dollars, "max_flops": flops, "max_hours": hours}
+        for name, value in spent.items():
+            limit = getattr(self, name)
+            if limit is not None and value >= limit:
+                return f"budget.{name} = {limit:g} reached ({value:g} spent)"
+        return None

@@ -1,0 +1,223 @@
+"""A config's text, opened: tokenized, packed, and counted."""
+
+import dataclasses
+import hashlib
+import pathlib
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from moejax import config as config_lib
+from moejax.data import baselines as baselines_lib
+from moejax.data import cache, splits, stdlib_corpus, store, tokenizers
+from moejax.data.data_config import DataConfig
+from moejax.data.documents import Corpus, text_corpus
+from moejax.data.packing import Rows
+from moejax.data.tokenizers import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class TextDataset:
+    """Packed training and validation rows of one corpus under one tokenizer.
+
+    Attributes:
+      tokenizer: text to ids and back.
+      train, validation: packed rows, by random access.
+      train_bytes, validation_bytes: UTF-8 bytes of text.
+      train_tokens, validation_tokens: targets in all rows, ids and one separator a document.
+      fingerprint: equal for the same text, the same held-out part and the same tokenizer.
+      provenance: JSON-ready account of where the text is from.
+      train_counts, validation_counts: how often each id is a target.
+      gzip_bytes: ``gzip -9`` of the held-out text as one stream.
+    """
+
+    tokenizer: Tokenizer
+    train: Rows
+    validation: Rows
+    train_bytes: int
+    validation_bytes: int
+    fingerprint: str
+    provenance: dict[str, Any]
+    train_counts: Int64[np.ndarray, " V"]
+    validation_counts: Int64[np.ndarray, " V"]
+    gzip_bytes: int
+
+    @property
+    def train_tokens(self) -> int:
+        return self.train.targets
+
+    @property
+    def validation_tokens(self) -> int:
+        return self.validation.targets
+
+
+def baselines(dataset: TextDataset) -> dict[str, float]:
+    """Bits per byte of simple models on the dataset's held-out bytes.
+
+    Returns:
+      ``unigram``: held-out targets under add-one-smoothed training counts of the same tokens;
+      ``gzip``: ``gzip -9`` of the held-out bytes as one stream.
+    """
+    nats = baselines_lib.unigram_nats(dataset.train_counts, dataset.validation_counts)
+    return {
+        "unigram": baselines_lib.bits_per_byte(nats, dataset.validation_bytes),
+        "gzip": 8.0 * dataset.gzip_bytes / dataset.validation_bytes,
+    }
+
+
+def epochs(dataset: TextDataset, tokens_planned: float) -> float:
+    """How often a run over so many tokens goes through the unique training tokens."""
+    return tokens_planned / dataset.train_tokens
+
+
+def open_corpus(config: DataConfig) -> Corpus:
+    """Opens the source that a config names, except shards, which hold tokens and no text.
+
+    Raises:
+      ConfigError: nothing there, or nothing that can be read.
+    """
+    if config.source == "stdlib":
+        return stdlib_corpus.stdlib_corpus()
+    if config.source == "text":
+        return text_corpus(
+            config.path,
+            config.text_field,
+            lambda size: splits.validation_budget(
+                size, config.validation_fraction, config.max_validation_bytes
+            ),
+        )
+    from moejax.data import tfds_source  # tfds is slow to import
+
+    return tfds_source.tfds_corpus(config)
+
+
+def split_of(config: DataConfig, max_bytes: int | None) -> splits.SplitCorpus:
+    """Opens a config's corpus and decides what is held out; see ``splits.split_corpus``."""
+    return splits.split_corpus(
+        open_corpus(config), config.validation_fraction, config.max_validation_bytes, max_bytes
+    )
+
+
+def choose_tokenizer(config: DataConfig, corpus: splits.SplitCorpus) -> Tokenizer:
+    """The tokenizer that a config names; a BPE is trained on the training split and cached.
+
+    Raises:
+      ConfigError: a tokenizer.json that cannot be used.
+    """
+    if config.tokenizer == "bytes":
+        return tokenizers.BytesTokenizer()
+    if config.tokenizer != "bpe":
+        return tokenizers.load_json(config.tokenizer, config.separator)
+    recipe = (
+        corpus.train_fingerprint,
+        config.bpe_vocab_size,
+        config.bpe_sample_bytes,
+        tokenizers.SPLIT,
+        tokenizers.hf.__version__,
+    )
+    key = hashlib.sha256(repr(recipe).encode()).hexdigest()
+    root = config.cache_path / "bpe"
+    if found := cache.find(root, key):
+        return tokenizers.load_saved(found)
+    sample = tokenizers.spread_sample(
+        corpus.texts(splits.TRAIN), corpus.train_bytes, config.bpe_sample_bytes
+    )
+    tokenizer = tokenizers.train_bpe(sample, config.bpe_vocab_size)
+    cache.put(root, key, tokenizer.save)
+    return tokenizer
+
+
+def dataset_fingerprint(corpus_fingerprint: str, tokenizer: Tokenizer) -> str:
+    """SHA-256 over a corpus with its split and a tokenizer."""
+    return hashlib.sha256(f"{corpus_fingerprint} {tokenizer.fingerprint}".encode()).hexdigest()
+
+
+def target_counts(flat: np.ndarray, vocab_size: int) -> Int64[np.ndarray, " V"]:
+    """How often each id is a target in a flat sequence: its first separator is an input only."""
+    return np.bincount(flat[1:], minlength=vocab_size).astype(np.int64)
+
+
+def _tokenise(config: DataConfig, corpus: splits.SplitCorpus, tokenizer: Tokenizer, key: str):
+    """Both splits as flat sequences in memory, from the cache where it has them."""
+    root = config.cache_path / "tokens"
+    worthwhile = not isinstance(tokenizer, tokenizers.BytesTokenizer)
+    found = cache.find(root, key) if worthwhile else None
+    if found:
+        return [
+            store.MemoryStore(np.load(found / f"{split}.npy"), np.load(found / f"{split}_len.npy"))
+            for split in ("train", "validation")
+        ]
+    stores = [
+        store.encode_all(corpus.texts(split), tokenizer)
+        for split in (splits.TRAIN, splits.VALIDATION)
+    ]
+
+    def write(folder: pathlib.Path) -> None:
+        for split, tokens in zip(("train", "validation"), stores, strict=True):
+            np.save(folder / f"{split}.npy", tokens.flat)
+            np.save(folder / f"{split}_len.npy", tokens.lengths)
+
+    if worthwhile:
+        cache.put(root, key, write)
+    return stores
+
+
+def _check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
+    ids = tokenizer.vocab_size
+    remedy = f"{where} has {ids} ids; use {ids} or more, or a smaller tokenizer"
+    config_lib.check(ids <= vocab_size, "model.vocab_size", vocab_size, remedy)
+
+
+def _from_text(config: DataConfig, seq_len: int, vocab_size: int) -> TextDataset:
+    corpus = split_of(config, config.max_bytes)
+    tokenizer = choose_tokenizer(config, corpus)
+    _check_vocabulary(tokenizer, vocab_size, f"the tokenizer (data.tokenizer {config.tokenizer!r})")
+    fingerprint = dataset_fingerprint(corpus.fingerprint, tokenizer)
+    train, validation = _tokenise(config, corpus, tokenizer, fingerprint)
+    held_out = "".join(corpus.validation_texts).encode()
+    return TextDataset(
+        tokenizer=tokenizer,
+        train=Rows(train, seq_len),
+        validation=Rows(validation, seq_len),
+        train_bytes=corpus.train_bytes,
+        validation_bytes=corpus.validation_bytes,
+        fingerprint=fingerprint,
+        provenance=corpus.provenance,
+        train_counts=target_counts(train.flat, tokenizer.vocab_size),
+        validation_counts=target_counts(validation.flat, tokenizer.vocab_size),
+        gzip_bytes=baselines_lib.gzip_bytes(held_out),
+    )
+
+
+def open_dataset(
+    config: DataConfig, *, seq_len: int, vocab_size: int, train_required: bool = True
+) -> TextDataset:
+    """Opens a config's text as packed rows.
+
+    Args:
+      config: the block ``data``.
+      seq_len: S, positions of a row.
+      vocab_size: of the model; it may be larger than the tokenizer's, never smaller.
+      train_required: whether training text shorter than one sequence is refused.
+
+    Raises:
+      ConfigError: a corpus that is missing, empty, binary, too large or too short, or a tokenizer
+        that is broken or has more ids than ``vocab_size``.
+    """
+    config_lib.check(seq_len > 0, "train.seq_len", seq_len, "must be above zero")
+    if config.source == "shards":
+        from moejax.data import pretokenize  # it builds upon this module
+
+        dataset = pretokenize.open_shards(config.path, seq_len)
+        _check_vocabulary(dataset.tokenizer, vocab_size, f"the tokenizer in {config.path}")
+    else:
+        dataset = _from_text(config, seq_len, vocab_size)
+    config_lib.check(
+        not train_required or dataset.train_tokens >= seq_len,
+        "train.seq_len",
+        seq_len,
+        f"the training text has only {dataset.train_tokens} tokens, shorter than one sequence; "
+        "give more text or use shorter sequences",
+    )
+    return dataset

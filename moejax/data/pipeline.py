@@ -1,0 +1,141 @@
+"""From packed rows to batches: shuffled by seed, sharded by process, resumed by one integer."""
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Int32, Shaped
+
+from moejax import config
+from moejax.data.packing import Row, Rows, padding_row
+
+Batch = dict[str, Int32[np.ndarray, "B S"]]
+
+
+def _stack(rows: list[Row]) -> Batch:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _local(batch_size: int, process_index: int, process_count: int) -> slice:
+    """The rows of a global batch that a process reads: its contiguous share."""
+    config.check(
+        batch_size % process_count == 0,
+        "train.batch_size",
+        batch_size,
+        f"is not divisible by the {process_count} processes; use a multiple",
+    )
+    share = batch_size // process_count
+    return slice(process_index * share, (process_index + 1) * share)
+
+
+class TrainIterator:
+    """Endless batches of training rows; see ``train_iterator``."""
+
+    def __init__(self, batches, position: int):
+        self._batches, self._position = batches, position
+
+    def __iter__(self) -> "TrainIterator":
+        return self
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        self._position += 1
+        return batch
+
+    @property
+    def position(self) -> int:
+        """Global batches consumed since the start of the run; a checkpoint keeps this."""
+        return self._position
+
+    def close(self) -> None:
+        """Stops the threads that read ahead."""
+        self._batches.close()
+
+
+def train_iterator(
+    rows: Rows,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    prefetch: int = 2,
+) -> TrainIterator:
+    """Endless batches: every epoch is a new permutation of the rows, and none is dropped.
+
+    Batch ``n`` is a function of ``rows``, ``batch_size``, ``seed`` and ``n`` alone, so an iterator
+    with ``start=n`` gives exactly the batches that an uninterrupted run sees from ``n`` on, on
+    however many processes. A batch may reach over the end of an epoch.
+
+    Args:
+      rows: packed training rows.
+      batch_size: B, rows of the global batch.
+      seed: of the shuffle.
+      start: global batches already consumed.
+      process_index: this process.
+      process_count: processes that share the batch; each reads a contiguous B / processes rows.
+      prefetch: batches made ahead on threads; 0 makes each when it is asked for.
+
+    Returns:
+      An iterator over dictionaries of (B / processes, S) int32 arrays: ``tokens``, ``targets``,
+      ``segment_ids``, ``positions``.
+
+    Raises:
+      ConfigError: fewer rows than one batch, or a batch that the processes do not divide.
+    """
+    import grain  # slow to import, and a plan does not need it
+
+    local = _local(batch_size, process_index, process_count)
+    config.check(
+        len(rows) >= batch_size,
+        "train.batch_size",
+        batch_size,
+        f"is more than the {len(rows)} rows of training text; "
+        "use a smaller batch, a shorter train.seq_len or more text",
+    )
+    # Only row numbers are shuffled and batched; a process then reads its own rows.
+    order = grain.MapDataset.range(len(rows)).seed(seed % 2**32).shuffle().repeat()
+    batches = order.batch(batch_size).map(
+        lambda numbers: _stack([rows[int(number)] for number in numbers[local]])
+    )
+    options = grain.ReadOptions(num_threads=min(prefetch, 4), prefetch_buffer_size=prefetch)
+    iterator = iter(batches.to_iter_dataset(options))
+    iterator.set_state({"next_index": start})
+    return TrainIterator(iterator, start)
+
+
+def validation_batches(
+    rows: Rows,
+    *,
+    batch_size: int,
+    max_batches: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """The held-out rows in order, each once.
+
+    Args:
+      rows: packed validation rows.
+      batch_size: B, rows of the global batch.
+      max_batches: stop after so many; None takes all.
+      process_index: this process.
+      process_count: processes that share the batch; each reads a contiguous B / processes rows.
+
+    Yields:
+      As ``train_iterator``; the last batch is filled up with rows of padding (``segment_ids`` 0),
+      so that every batch has the same shape.
+
+    Raises:
+      ConfigError: a batch that the processes do not divide.
+    """
+    local = _local(batch_size, process_index, process_count)
+    count = -(-len(rows) // batch_size)
+    for batch in range(count if max_batches is None else min(count, max_batches)):
+        numbers = range(batch * batch_size, (batch + 1) * batch_size)[local]
+        yield _stack([rows[i] if i < len(rows) else padding_row(rows.seq_len) for i in numbers])
+
+
+def batch_fingerprint(batch: dict[str, Shaped[np.ndarray, "..."]]) -> str:
+    """SHA-256 of the tokens of a batch, in hexadecimal: which batch it was."""
+    return hashlib.sha256(np.ascontiguousarray(batch["tokens"], np.int32).tobytes()).hexdigest()

@@ -1,0 +1,1 @@
+"""The training recipe: config, state, step, loop, checkpoints and metrics."""

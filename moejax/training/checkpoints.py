@@ -1,0 +1,373 @@
+"""Checkpoints: saved by Orbax in the background, sealed by a SHA-256 manifest of our own.
+
+A step's folder holds ``state/`` (Orbax), ``extra.json`` (the input pipeline's position and the
+like) and ``manifest.json``, which lists every other file with its size and digest. The manifest is
+written last and read first: **no manifest, no checkpoint**. A save that was killed leaves none, and
+a folder that is being deleted loses it first. Orbax alone would restore flipped bits silently.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import os
+import pathlib
+import re
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+from moejax.config import check_not_negative, check_positive
+from moejax.training import manifest
+from moejax.training.manifest import CheckpointError
+
+EXTRA, STATE = "extra.json", "state"
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Options of the config block ``checkpoint``.
+
+    Attributes:
+      every_steps: a checkpoint every so many steps; 0: only at the end.
+      keep_newest: how many of the newest are kept, at least one.
+      keep_best: how many of the lowest validation losses are kept besides.
+
+    Raises:
+      ConfigError: a field out of range.
+    """
+
+    every_steps: int = 0
+    keep_newest: int = 2
+    keep_best: int = 1
+
+    def __post_init__(self):
+        check_not_negative("checkpoint", self, "every_steps", "keep_best")
+        check_positive("checkpoint", self, "keep_newest")
+
+    def due(self, step: int, total_steps: int) -> bool:
+        """Whether a checkpoint is to be saved after ``step`` steps of ``total_steps``."""
+        return step == total_steps or (self.every_steps > 0 and step % self.every_steps == 0)
+
+
+class Restored(NamedTuple):
+    """What ``Checkpointer.restore`` found; ``messages`` are to be shown to the user."""
+
+    state: PyTree[jax.Array]
+    extra: dict[str, Any]
+    step: int
+    messages: list[str]
+
+
+class Checkpointer:
+    """The checkpoints of one run directory. Reading never changes the directory.
+
+    Saves go on in the background, one at a time. A save that fails (a full disk) leaves the
+    checkpoints before it as they were; its CheckpointError is passed to ``on_error`` at the next
+    ``save``, ``poll``, ``finalize`` or ``close``, in the caller's thread, or raised there without
+    an ``on_error``. With several processes all call ``save``; process 0 writes the manifest.
+
+    Args:
+      directory: where the steps' folders are; made at the first save.
+      config: how many to keep.
+      on_error: takes the CheckpointError of a failed save, so that training goes on.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        config: CheckpointConfig | None = None,
+        on_error: Callable[[CheckpointError], None] | None = None,
+    ):
+        self.directory = pathlib.Path(directory).absolute()
+        self.config = config or CheckpointConfig()
+        self._on_error = on_error
+        self._orbax = ocp.StandardCheckpointer()
+        self._thread: threading.Thread | None = None
+        self._failure: CheckpointError | None = None
+        self._committed: list[int] = []
+        self._at: int | None = None  # the step last saved or restored here
+        logging.getLogger("absl").addFilter(_drop_orbax_tracebacks)
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    # Saving
+
+    def save(
+        self,
+        step: int,
+        state: PyTree[jax.Array],
+        extra: Mapping[str, Any],
+        *,
+        val_loss: float | None = None,
+        wait: bool = False,
+    ) -> bool:
+        """Starts to save a step; returns once the state may be donated.
+
+        First waits for the save before it. Once the new step has its manifest, folders that are
+        neither among the newest nor the best are deleted, and so are later steps: they belong to a
+        future that a restore went back from.
+
+        Args:
+          step: optimizer steps done.
+          state: jax arrays of any dtype, typed PRNG keys included; no empty arrays.
+          extra: JSON-ready values, restored beside the state.
+          val_loss: validation loss, lower is better; None or non-finite is never the best.
+          wait: return only once the checkpoint is sealed.
+
+        Returns:
+          Whether a save was begun: False for the step that was saved or restored last, and where
+          ``on_error`` took the reason.
+
+        Raises:
+          CheckpointError: the save before this one failed, this one failed at once, or the
+            directory has a later checkpoint that this run did not begin from.
+          TypeError: a leaf of the state is not a jax array, or ``extra`` is not JSON-ready.
+        """
+        self.finalize()
+        if step == self._at:
+            return False
+        later = [s for s in self.steps() if s >= step]
+        if later and (self._at is None or self._at > step):
+            raise CheckpointError(
+                f"{self.directory} already has a checkpoint of step {later[-1]}, and this run did "
+                f"not begin from it; resume it, or use another work directory for step {step}"
+            )
+        leaves, text = _describe(state), json.dumps(dict(extra), indent=1)
+        try:
+            if jax.process_index() == 0:
+                self._clear(step)
+            self._orbax.save(self._folder(step) / STATE, state)
+        except OSError as error:
+            self._fail(step, error)
+            self._report()
+            return False
+        loss = val_loss if val_loss is not None and math.isfinite(val_loss) else None
+        content = {"step": step, "val_loss": loss, "leaves": leaves}
+        self._thread = threading.Thread(
+            target=self._seal, args=(step, text, content), name="seal checkpoint"
+        )
+        self._thread.start()
+        if wait:
+            self.finalize()
+        return True
+
+    def poll(self) -> list[int]:
+        """Steps sealed since the last call, without waiting; reports a failed save."""
+        self._report()
+        committed, self._committed = self._committed, []
+        return committed
+
+    def finalize(self) -> None:
+        """Waits for the pending save and its manifest; reports a failed save."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._report()
+
+    def close(self) -> None:
+        """Waits for what is pending, reports a failed save, and ends Orbax's threads."""
+        try:
+            self.finalize()
+        finally:
+            self._orbax.close()
+
+    def _report(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None and self._on_error is None:
+            raise failure
+        if failure is not None:
+            self._on_error(failure)
+
+    def _fail(self, step: int, error: Exception) -> None:
+        # Orbax queues an error for every file; left there, they would fail the next save.
+        for _ in range(100):
+            with contextlib.suppress(Exception):
+                self._orbax.wait_until_finished()
+                break
+        if jax.process_index() == 0:
+            with contextlib.suppress(OSError):
+                manifest.delete(self._folder(step))  # a full disk needs the space
+        last = self.latest_step()
+        good = "there is none before it" if last is None else f"the last good one is of step {last}"
+        self._failure = CheckpointError(
+            f"checkpoint of step {step} was not saved: {_reason(error)}; {good}"
+        )
+
+    def _clear(self, step: int) -> None:
+        """Makes an empty folder for a step, and room: what a killed save left behind goes."""
+        for other in self._folders():
+            if other == step or not (self._folder(other) / STATE).exists():
+                manifest.delete(self._folder(other))
+        self._folder(step).mkdir(parents=True)
+
+    def _seal(self, step: int, extra: str, content: dict[str, Any]) -> None:
+        """In a thread: waits for Orbax's commit, then writes the manifest and makes room."""
+        try:
+            self._orbax.wait_until_finished()
+            if jax.process_index() == 0:
+                manifest.write_whole(self._folder(step) / EXTRA, extra)
+                manifest.seal(self._folder(step), content)
+        except Exception as error:  # whatever it was, it is told to the caller's thread
+            self._fail(step, error)
+            return
+        self._at = step
+        self._committed.append(step)
+        try:
+            if jax.process_index() == 0:
+                self._delete_old(step)
+        except OSError as error:
+            self._failure = CheckpointError(
+                f"checkpoint of step {step} is safe, but older ones cannot be deleted: "
+                f"{_reason(error)}"
+            )
+
+    def _delete_old(self, step: int) -> None:
+        losses = {s: loss for s, loss in self._losses().items() if s <= step}
+        best = sorted((s for s in losses if losses[s] is not None), key=lambda s: (losses[s], -s))
+        keep = {step, *sorted(losses)[-self.config.keep_newest :], *best[: self.config.keep_best]}
+        for other in self._folders():
+            if other not in keep:
+                manifest.delete(self._folder(other))
+
+    # Finding
+
+    def _folder(self, step: int) -> pathlib.Path:
+        return self.directory / str(step)
+
+    def _folders(self) -> list[int]:
+        """Steps that have a folder, sealed or not, oldest first."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            names = [e.name for e in os.scandir(self.directory) if e.is_dir()]
+            return sorted(int(n) for n in names if re.fullmatch(r"0|[1-9][0-9]{0,17}", n))
+        return []
+
+    def steps(self) -> list[int]:
+        """Steps that have a manifest, oldest first; their files are not verified here."""
+        return [s for s in self._folders() if (self._folder(s) / manifest.NAME).is_file()]
+
+    def latest_step(self) -> int | None:
+        """The newest step that has a manifest."""
+        return max(self.steps(), default=None)
+
+    def best_step(self) -> int | None:
+        """The step of the lowest validation loss, the later one where two are equal."""
+        losses = {s: loss for s, loss in self._losses().items() if loss is not None}
+        return min(losses, key=lambda s: (losses[s], -s), default=None)
+
+    def _losses(self) -> dict[int, float | None]:
+        losses = {}
+        for step in self.steps():
+            with contextlib.suppress(CheckpointError):
+                losses[step] = manifest.read(self._folder(step), step)["val_loss"]
+        return losses
+
+    # Restoring
+
+    def verify(self, step: int) -> None:
+        """Hashes every file of a step and compares it with the manifest.
+
+        Raises:
+          CheckpointError: there is no such step, it has no manifest or a damaged one, or a file
+            (which is named) is missing, of another size, changed, or outside the folder.
+        """
+        manifest.verify(self._folder(step), step)
+
+    def restore(self, abstract_state: PyTree, step: int | None = None) -> Restored:
+        """Restores the newest checkpoint that passes ``verify``, or exactly the step asked for.
+
+        Args:
+          abstract_state: ShapeDtypeStructs; their shardings decide where the arrays go, whatever
+            mesh they were saved on. Without one, an array goes to the first local device.
+          step: only this one will do, and there is no going back to an earlier one.
+
+        Returns:
+          state, extra, step and messages: why newer checkpoints were refused, if any were.
+
+        Raises:
+          CheckpointError: no good checkpoint, or one of another model (the first leaf that
+            differs is named).
+        """
+        if self._thread is not None:
+            self._thread.join()
+        failure, self._failure = self._failure, None
+        messages = [] if failure is None else [str(failure)]
+        refused = []
+        for candidate in self._folders()[::-1] if step is None else [step]:
+            try:
+                self.verify(candidate)
+            except CheckpointError as error:
+                refused.append(str(error))
+                continue
+            if refused:
+                refused.append(f"going back to the checkpoint of step {candidate}")
+            state, extra = self._load(candidate, abstract_state)
+            self._at = candidate
+            return Restored(state, extra, candidate, messages + refused)
+        if step is not None:
+            raise CheckpointError(refused[0])
+        reasons = f": {'; '.join(refused)}" if refused else ""
+        raise CheckpointError(f"no good checkpoint in {self.directory}{reasons}")
+
+    def _load(self, step: int, abstract_state: PyTree) -> tuple[PyTree[jax.Array], dict[str, Any]]:
+        folder = self._folder(step)
+        saved = {name: tuple(rest) for name, *rest in manifest.read(folder, step)["leaves"]}
+        wanted = {name: tuple(rest) for name, *rest in _describe(abstract_state, abstract=True)}
+        for name in [*wanted, *saved]:
+            if saved.get(name) != wanted.get(name):
+                raise CheckpointError(
+                    f"checkpoint of step {step} is of another model: {name} is "
+                    f"{_shown(saved.get(name))} in the checkpoint and {_shown(wanted.get(name))} "
+                    "here; use the config that it was saved with"
+                )
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here
+            ),
+            abstract_state,
+        )
+        try:
+            extra = json.loads((folder / EXTRA).read_text())
+            return self._orbax.restore(folder / STATE, target), extra
+        except Exception as error:  # Orbax raises many kinds
+            raise CheckpointError(
+                f"checkpoint of step {step} cannot be restored here: {_reason(error)}"
+            ) from error
+
+
+def _drop_orbax_tracebacks(record: logging.LogRecord) -> bool:
+    """A logging filter: what Orbax's threads log with a traceback is reported here in one line."""
+    return not (record.levelno >= logging.ERROR and "orbax" in record.pathname)
+
+
+def _describe(state: PyTree, abstract: bool = False) -> list[list[Any]]:
+    """Name, dtype and shape of every leaf, JSON-ready."""
+    rows = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if not abstract and not isinstance(leaf, jax.Array):
+            raise TypeError(f"state leaf {name} is a {type(leaf).__name__}, not a jax array")
+        rows.append([name, str(leaf.dtype), "x".join(map(str, leaf.shape)) or "scalar"])
+    return rows
+
+
+def _shown(leaf: tuple[str, str] | None) -> str:
+    return "absent" if leaf is None else " ".join(leaf)
+
+
+def _reason(error: Exception) -> str:
+    """An exception as part of one line."""
+    if "No space left on device" in str(error):
+        return "no space left on the device; free some"
+    first = (str(error).strip().splitlines() or [""])[0][:300]
+    return f"{type(error).__name__}: {first}"

@@ -1,0 +1,395 @@
+"""The training loop, from a config to a finished run directory."""
+
+import json
+import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+
+from moejax.cost.ledger import Ledger
+from moejax.cost.plan import format_plan
+from moejax.data import baselines, batch_fingerprint, train_iterator, validation_batches
+from moejax.models.sampling import generate
+from moejax.moe.diagnostics import router_health
+from moejax.parallel import sharding
+from moejax.training import prepare, run_dir
+from moejax.training.checkpoints import CheckpointError, Checkpointer
+from moejax.training.metrics import MetricWriter
+from moejax.training.progress import Progress
+from moejax.training.run_config import RunConfig
+from moejax.training.signals import StopRequest
+from moejax.training.state import TrainState, make_init
+from moejax.training.step import Batch, StepMetrics, make_eval_step, make_train_step
+
+FIELDS = ("tokens", "targets", "segment_ids", "positions")
+
+
+class RunFailed(Exception):
+    """A run that cannot go on; its ledger is closed as failed."""
+
+
+class NonFiniteLoss(RunFailed):
+    """A loss or a gradient that is not a finite number."""
+
+
+def train(config: RunConfig, workdir: str) -> dict[str, Any]:
+    """Trains a model, or goes on with the run that ``workdir`` holds.
+
+    Args:
+      config: the run.
+      workdir: its folder.
+
+    Returns:
+      What ``summary.json`` holds.
+
+    Raises:
+      UserError: a config, corpus or folder that cannot be used; nothing has been written then.
+      RunFailed: the run stopped on an error; its last good checkpoint stands.
+    """
+    path = run_dir.check_workdir(workdir)
+    setup = prepare.prepare(config)
+    directory = run_dir.open_run(path, setup.config, setup.dataset)
+    done = directory.finished()
+    if done is not None:
+        print(f"{workdir}: the run is complete; nothing to do", file=sys.stderr)
+        return done
+    directory.create(setup.dataset)
+    billing = setup.billing
+    ledger = Ledger.open(
+        path / run_dir.LEDGER, run_id=path.name, stage=config.stage, hardware=billing.hardware,
+        devices=billing.devices, price=billing.price, peak_flops=billing.peak_flops,
+        final=config.cost.final, region=config.cost.region,
+    )  # fmt: skip
+    status = "failed"
+    try:
+        with StopRequest() as stop, jax.set_mesh(setup.mesh):
+            run = Run(setup, directory, ledger, stop)
+            try:
+                status = run.train()
+                run.finish(status)
+            finally:
+                run.close()
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise RunFailed("interrupted before the step ended; the last checkpoint stands") from None
+    finally:
+        ledger.close(status)
+    summary = run.summary(status)
+    directory.write_summary(summary)
+    return summary
+
+
+class Run:
+    """One process's part of a run: what the loop holds, and what it does step by step."""
+
+    def __init__(
+        self,
+        setup: prepare.Setup,
+        directory: run_dir.RunDirectory,
+        ledger: Ledger,
+        stop: StopRequest,
+    ):
+        self.setup, self.directory, self.ledger, self.stop = setup, directory, ledger, stop
+        self.config = setup.config
+        self.step = 0
+        self.loss = self.val_loss = math.nan
+        self.samples: list[str] = []
+        self.rate = 0.0  # tokens per second of training, over the last logged interval
+        self._mark = (0.0, 0)
+        self._failed_saves: list[str] = []
+        self.checkpoints = Checkpointer(
+            directory.path / run_dir.CHECKPOINTS, self.config.checkpoint, self._save_failed
+        )
+        self.progress: Progress | None = None
+        self._announce()
+        with ledger.phase("compile"):
+            self._compile()
+        self._begin()
+
+    def _announce(self) -> None:
+        moe = self.config.model.moe
+        lines = [format_plan(prepare.plan_run(self.setup)), prepare.epochs_line(self.setup)]
+        if moe is not None:
+            how = "chosen by auto: it drops nothing, anywhere" if moe.dispatch == "auto" else "config"
+            lines.append(f"dispatch    {moe.chosen_dispatch} ({how})")
+        for text in lines:
+            self._say(text)
+
+    def _say(self, text: str) -> None:
+        """A line for the user, above the bar where there is one."""
+        if self.progress is None:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            self.progress.message(text)
+
+    def _compile(self) -> None:
+        """Compiles the three programs side by side."""
+        setup, config, mesh = self.setup, self.config, self.setup.mesh
+        init, self.abstract = make_init(config.model, setup.optimizer, mesh)
+        self._rows = sharding(mesh, None, "batch", "length")
+        train, width = config.train, config.train.seq_len
+        shape = lambda parts: jax.ShapeDtypeStruct(
+            (parts, train.batch_size // parts, width), np.int32, sharding=self._rows
+        )
+        batch = lambda parts: Batch(*[shape(parts)] * len(FIELDS))
+        step = make_train_step(config.model, setup.optimizer, setup.schedule)
+        state_shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+        lowered = (
+            init.lower(jax.random.key(config.seed)),
+            jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None)).lower(
+                self.abstract, batch(train.micro_batches)
+            ),
+            jax.jit(make_eval_step(config.model)).lower(self.abstract, batch(1)),
+        )
+        with ThreadPoolExecutor(len(lowered)) as pool:
+            programs = list(pool.map(lambda program: program.compile(), lowered))
+        self._init, self._train_step, self._eval_step = programs
+
+    def _begin(self) -> None:
+        """The first state, from the last checkpoint where there is one, and the batches after it."""
+        train, data = self.config.train, self.config.data
+        if self.directory.resumed and self.checkpoints.steps():
+            restored = self.checkpoints.restore(self.abstract)
+            self.state, self.step = restored.state, restored.step
+            self.val_loss = restored.extra["val_loss"] or math.nan
+            self.loss = restored.extra["loss"]
+            for text in restored.messages:
+                self._say(text)
+            self._say(f"resuming at step {self.step} of {train.steps}")
+        else:
+            if self.directory.resumed:
+                self._say("resuming: the run has no checkpoint yet, so from step 0")
+            self.state: TrainState = self._init(jax.random.key(self.config.seed))
+        self.progress = Progress(train.steps, self.step)
+        self.writer = MetricWriter(self.directory.path, resume_step=self.step)
+        self.batches = train_iterator(
+            self.setup.dataset.train, batch_size=train.batch_size, seed=self.config.seed,
+            start=self.step, process_index=jax.process_index(),
+            process_count=jax.process_count(), prefetch=data.prefetch,
+        )  # fmt: skip
+
+    def train(self) -> str:
+        """Steps until the end, a budget or a signal; returns the ledger's status.
+
+        Step n + 1 is dispatched before the metrics of step n are read.
+        """
+        steps = self.config.train.steps
+        pending: tuple[int, StepMetrics, dict] | None = None
+        status = "completed"
+        self._mark = (self.ledger.seconds["train"], 0)
+        while self.step < steps:
+            reason = self._stop_reason(in_flight=pending is not None)
+            if reason is not None:
+                status, text = reason
+                self._say(text)
+                break
+            with self.ledger.phase("data_wait"):
+                host_batch = next(self.batches)
+            with self.ledger.phase("train"):
+                batch = self._place(host_batch, self.config.train.micro_batches)
+                with jax.transfer_guard("disallow"):
+                    self.state, metrics = self._train_step(self.state, batch)
+                self.step += 1
+                before, pending = pending, (self.step, metrics, host_batch)
+                self._read(before)
+                if self._due(self.step):
+                    self._read(pending)
+                    pending = None
+            if self._due(self.step) and self.step < steps:
+                self._validate_and_save()
+        with self.ledger.phase("train"):
+            self._read(pending)
+        return status
+
+    def _due(self, step: int) -> bool:
+        """Whether a validation or a checkpoint follows the step, so that it has to be done first."""
+        train = self.config.train
+        validate = train.eval_every > 0 and step % train.eval_every == 0
+        return validate or self.config.checkpoint.due(step, train.steps)
+
+    def _stop_reason(self, in_flight: bool) -> tuple[str, str] | None:
+        if self.stop.name is not None:
+            return "interrupted", f"{self.stop.name}: stopping after step {self.step}"
+        ledger, train = self.ledger, self.config.train
+        ahead = train.batch_size * train.seq_len * self.setup.billing.flops_per_token * in_flight
+        spent = self.config.budget.exceeded(
+            ledger.total_dollars, ledger.total_flops + ahead, ledger.total_hours
+        )
+        return None if spent is None else ("budget", f"{spent}: stopping after step {self.step}")
+
+    def _place(self, batch: dict[str, np.ndarray], parts: int) -> Batch:
+        """A process's rows on the mesh, as micro-batches."""
+        split = lambda rows: rows.reshape(parts, -1, rows.shape[-1])
+        place = lambda rows: jax.make_array_from_process_local_data(self._rows, split(rows))
+        return Batch(*(place(batch[name]) for name in FIELDS))
+
+    def _read(self, done: tuple[int, StepMetrics, dict] | None) -> None:
+        """Fetches a step's metrics, charges them and logs them where that is due."""
+        if done is None:
+            return
+        step, metrics, batch = done
+        train, flops = self.config.train, self.setup.billing.flops_per_token
+        log = step % train.log_every == 0 or step == train.steps or step == 1
+        fetched = jax.device_get(metrics if log else metrics.replace(router_stats={}))
+        tokens = int(fetched.targets)
+        self.ledger.add(tokens=tokens, model_flops=tokens * flops, steps=1)
+        self.loss = float(fetched.loss)
+        if not (math.isfinite(self.loss) and math.isfinite(fetched.gradient_norm)):
+            self._diverged(step, fetched, batch)
+        self.progress.tick(step)
+        if log:
+            self._log(step, fetched)
+
+    def _log(self, step: int, metrics: StepMetrics) -> None:
+        ledger, billing = self.ledger, self.setup.billing
+        seconds, tokens = ledger.seconds["train"], ledger.tokens
+        if tokens > self._mark[1] and seconds > self._mark[0]:
+            self.rate = (tokens - self._mark[1]) / (seconds - self._mark[0])
+        self._mark = (seconds, tokens)
+        mfu = self.rate * billing.flops_per_token / billing.peak_flops
+        values = {
+            "loss": self.loss,
+            "aux_loss": float(metrics.aux_loss),
+            "gradient_norm": float(metrics.gradient_norm),
+            "learning_rate": float(metrics.learning_rate),
+            "tokens": ledger.total_tokens,
+            "tokens_per_second": self.rate,
+            "mfu": mfu,
+            "peak_flops": billing.peak_flops,
+            "model_flops": ledger.total_flops,
+            "seconds": ledger.total_hours * 3600,
+            "dollars": ledger.total_dollars,
+        }
+        values |= {f"router/{k}": v for k, v in router_health(metrics.router_stats).items()}
+        self.writer.write(step, values)
+        train = self.config.train
+        left = (train.steps - step) * train.batch_size * train.seq_len / max(self.rate, 1e-9)
+        dollars_left = left / 3600 * billing.devices * billing.price.dollars_per_hour
+        self.progress.update(
+            step, loss=self.loss, tokens_per_second=self.rate, mfu=mfu,
+            peak_flops=billing.peak_flops, dollars=ledger.total_dollars,
+            dollars_to_come=dollars_left, seconds_left=left,
+        )  # fmt: skip
+
+    def _diverged(self, step: int, metrics: StepMetrics, batch: dict[str, np.ndarray]) -> None:
+        """Leaves what is needed to look into a loss that is not finite, and stops the run."""
+        last_good = self.checkpoints.latest_step()
+        record = {
+            "step": step,
+            "loss": repr(float(metrics.loss)),
+            "gradient_norm": repr(float(metrics.gradient_norm)),
+            "batch_fingerprint": batch_fingerprint(batch),
+            "last_good_checkpoint": last_good,
+        }
+        (self.directory.path / "divergence.json").write_text(json.dumps(record, indent=1) + "\n")
+        np.savez_compressed(self.directory.path / "divergence_batch.npz", **batch)
+        good = "there is no checkpoint" if last_good is None else f"checkpoint {last_good} is good"
+        raise NonFiniteLoss(
+            f"step {step}: loss {record['loss']}, gradient norm {record['gradient_norm']}; {good}; "
+            "divergence.json and divergence_batch.npz hold the batch"
+        )
+
+    def _validate_and_save(self) -> None:
+        train, step = self.config.train, self.step
+        if train.eval_every > 0 and step % train.eval_every == 0:
+            self._validate(train.eval_batches)
+        if self.config.checkpoint.due(step, train.steps):
+            self._save()
+
+    def _validate(self, max_batches: int) -> None:
+        """Loss on held-out text, in nats per target and bits per byte."""
+        dataset, train = self.setup.dataset, self.config.train
+        with self.ledger.phase("eval"):
+            batches = validation_batches(
+                dataset.validation, batch_size=train.batch_size, max_batches=max_batches or None,
+                process_index=jax.process_index(), process_count=jax.process_count(),
+            )  # fmt: skip
+            parts = [self._eval_step(self.state, self._place(batch, 1)) for batch in batches]
+            nll, targets = np.sum(np.asarray(jax.device_get(parts), np.float64), axis=0)
+        self.val_loss = float(nll / targets)
+        values = {"val_loss": self.val_loss, "val_bits_per_byte": self.bits_per_byte}
+        self.writer.write(self.step, {**values, "dollars": self.ledger.total_dollars})
+        self._say(
+            f"validation after step {self.step}: {self.val_loss:.4f} nats/token, "
+            f"{self.bits_per_byte:.4f} bits/byte"
+        )
+
+    @property
+    def bits_per_byte(self) -> float:
+        """The last validation loss over the bytes that a held-out target stands for."""
+        dataset = self.setup.dataset
+        return self.val_loss / math.log(2) * dataset.validation_tokens / dataset.validation_bytes
+
+    def _save(self) -> None:
+        known = math.isfinite(self.val_loss)
+        extra = {
+            "data_position": self.step,
+            "loss": self.loss,
+            "val_loss": self.val_loss if known else None,
+            "seed": self.config.seed,
+            "tokens": self.ledger.total_tokens,
+        }
+        with self.ledger.phase("checkpoint"):
+            self.checkpoints.save(
+                self.step, self.state, extra, val_loss=self.val_loss if known else None
+            )
+
+    def _save_failed(self, error: CheckpointError) -> None:
+        """Training goes on without a checkpoint that could not be written, and says so."""
+        self._failed_saves.append(str(error))
+        self._say(f"warning: {error}")
+
+    def finish(self, status: str) -> None:
+        """The last validation, checkpoint and sample."""
+        if status == "completed":
+            self._validate(0)
+        if self.step not in self.checkpoints.steps():
+            self._save()
+        with self.ledger.phase("checkpoint"):
+            self.checkpoints.finalize()
+        train = self.config.train
+        if status == "completed" and train.sample_tokens:
+            variables = {"params": self.state.params, "router_state": self.state.router_state}
+            with self.ledger.phase("eval"):
+                self.samples = generate(
+                    self.config.model, variables, self.setup.dataset.tokenizer,
+                    train.sample_prompt, tokens=train.sample_tokens, seed=self.config.seed,
+                    temperature=0.8,
+                )  # fmt: skip
+
+    def close(self) -> None:
+        """Ends threads and closes files, whatever happened before."""
+        for part in ("progress", "writer", "batches", "checkpoints"):
+            if getattr(self, part, None) is not None:
+                getattr(self, part).close()
+
+    def summary(self, status: str) -> dict[str, Any]:
+        """What ``summary.json`` holds."""
+        ledger, billing, moe = self.ledger, self.setup.billing, self.config.model.moe
+        finite = lambda value: value if math.isfinite(value) else None
+        train_seconds = ledger.seconds["train"]
+        return {
+            "status": status,
+            "step": self.step,
+            "tokens": ledger.total_tokens,
+            "loss": finite(self.loss),
+            "val_loss": finite(self.val_loss),
+            "val_bits_per_byte": finite(self.bits_per_byte),
+            "baselines": baselines(self.setup.dataset),
+            "tokens_per_second": ledger.tokens / train_seconds if train_seconds else 0.0,
+            "compile_seconds": ledger.seconds["compile"],
+            "seconds": ledger.seconds,
+            "mfu": ledger.mfu,
+            "peak_flops": billing.peak_flops,
+            "peak_source": billing.peak_source,
+            "dispatch": None if moe is None else moe.chosen_dispatch,
+            "dollars": ledger.total_dollars,
+            "model_flops": ledger.total_flops,
+            "failed_saves": self._failed_saves,
+            "samples": self.samples,
+            "fingerprint": self.directory.record["fingerprint"],
+            "data_fingerprint": self.setup.dataset.fingerprint,
+        }

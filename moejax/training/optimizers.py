@@ -1,0 +1,136 @@
+"""Optimizers and learning-rate schedules (block ``optim``)."""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import optax
+from optax.contrib import MuonDimensionNumbers
+
+from moejax.config import check, check_not_negative, check_positive
+
+Params = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """Options of the optimizer and of its learning rate.
+
+    Attributes:
+      optimizer: ``adamw``, or ``muon`` for the matrices with AdamW for the rest.
+      learning_rate: peak learning rate.
+      schedule: ``cosine`` after the warm-up, or ``wsd``: constant, then a linear decay.
+      warmup_steps: steps of linear warm-up from 0.
+      decay_fraction: share of all steps that the decay of ``wsd`` takes.
+      final_fraction: last learning rate over the peak.
+      weight_decay: decoupled decay of everything but norms.
+      clip_norm: largest global norm of the gradients; 0 does not clip.
+      beta1: AdamW's first decay rate.
+      beta2: AdamW's second decay rate.
+      momentum: Muon's momentum (Nesterov).
+    """
+
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 1e-3
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    warmup_steps: int = 100
+    decay_fraction: float = 0.2
+    final_fraction: float = 0.1
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    momentum: float = 0.95
+
+    def __post_init__(self) -> None:
+        check_positive("optim", self, "learning_rate")
+        names = "warmup_steps decay_fraction final_fraction weight_decay clip_norm".split()
+        check_not_negative("optim", self, *names)
+        for name in ("beta1", "beta2", "momentum", "decay_fraction", "final_fraction"):
+            value = getattr(self, name)
+            top = 1.0 if name.endswith("fraction") else 1.0 - 1e-9
+            check(0 <= value <= top, f"optim.{name}", value, "must be from 0 to below 1")
+
+
+def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
+    """The learning rate as a function of the step, over a run of ``steps`` steps.
+
+    ``cosine`` is DeepSeek-V3's first and last part; ``wsd``, warm-up–stable–decay, is MiniCPM's
+    (arXiv 2404.06395, section 4), with a linear decay.
+    """
+    peak, warmup = config.learning_rate, min(config.warmup_steps, steps)
+    last = peak * config.final_fraction
+    if config.schedule == "cosine":
+        rest = optax.cosine_decay_schedule(peak, max(1, steps - warmup), config.final_fraction)
+        return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), rest], [warmup])
+    decay = max(1, round(config.decay_fraction * steps))
+    start = max(warmup, steps - decay)
+    pieces = [
+        optax.linear_schedule(0.0, peak, warmup),
+        optax.constant_schedule(peak),
+        optax.linear_schedule(peak, last, decay),
+    ]
+    return optax.join_schedules(pieces, [warmup, start])
+
+
+def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """Clipping, then AdamW or Muon under the schedule.
+
+    Muon (Jordan 2024) orthogonalises each layer's and each expert's matrix by itself, gate and up
+    projections apart. Its updates are scaled to AdamW's usual size (Moonlight, arXiv 2502.16982,
+    eq. 4), so that one learning rate serves both.
+    """
+    rate = learning_rate(config, steps)
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    if config.optimizer == "adamw":
+        update = optax.adamw(
+            rate, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=decay_mask
+        )
+    else:
+        update = optax.contrib.muon(
+            rate,
+            beta=config.momentum,
+            weight_decay=config.weight_decay,
+            weight_decay_mask=decay_mask,
+            adam_b1=config.beta1,
+            adam_b2=config.beta2,
+            adam_weight_decay=config.weight_decay,
+            muon_weight_dimension_numbers=muon_dimensions,
+            consistent_rms=0.2,
+        )
+    return optax.chain(clip, update)
+
+
+def decay_mask(params: Params) -> Params:
+    """True for the leaves that weight decay applies to: all but the scales of norms."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "scale", params)
+
+
+# Input and output axes of the matrices that Muon takes, counted from the end, by the last two
+# names of a parameter's path. All other axes are batches: layers, experts, gate beside up.
+# Embedding, head, norms and routers stay with AdamW.
+_MATRICES = {
+    ("query", "kernel"): ((-3,), (-2, -1)),
+    ("key", "kernel"): ((-3,), (-2, -1)),
+    ("value", "kernel"): ((-3,), (-2, -1)),
+    ("out", "kernel"): ((-3, -2), (-1,)),
+    ("experts", "gate_up"): ((-3,), (-1,)),
+    ("shared", "gate_up"): ((-3,), (-1,)),
+    ("ffn", "gate_up"): ((-3,), (-1,)),
+    ("experts", "down"): ((-2,), (-1,)),
+    ("shared", "down"): ((-2,), (-1,)),
+    ("ffn", "down"): ((-2,), (-1,)),
+}
+
+
+def muon_dimensions(params: Params) -> Params:
+    """Which axes of each leaf Muon orthogonalises; None for the leaves that AdamW takes."""
+
+    def dimensions(path, leaf):
+        names = tuple(part.key for part in path[-2:])
+        if names not in _MATRICES:
+            return None
+        inputs, outputs = (tuple(leaf.ndim + i for i in axes) for axes in _MATRICES[names])
+        return MuonDimensionNumbers(reduction_axis=inputs, output_axis=outputs)
+
+    return jax.tree_util.tree_map_with_path(dimensions, params)

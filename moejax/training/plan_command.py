@@ -1,0 +1,78 @@
+"""``moejax plan``: which model, tokens and hardware the flags or the config mean."""
+
+from argparse import Namespace
+from typing import Any
+
+from moejax.config import ConfigError, UserError, check, nearest
+from moejax.cost import hardware, prices
+from moejax.cost.plan import make_plan
+from moejax.models.presets import PRESETS
+from moejax.training import run_config
+
+DEFAULT_HARDWARE, DEFAULT_SEQ_LEN = "h100_sxm", 4096
+
+
+def plan(options: Namespace) -> dict[str, Any]:
+    """The plan that the flags of ``moejax plan`` ask for.
+
+    Flags win over the config. With ``--model`` alone, the hardware is an H100 and sequences have
+    4,096 positions; tokens must be given. The config's own tokens are its steps times its batch,
+    padding counted; the plan that a run prints knows its text and leaves padding out.
+
+    Raises:
+      UserError: neither or both of ``--config`` and ``--model``, or a flag out of range.
+    """
+    if bool(options.config) == bool(options.model):
+        raise UserError("give either --config=FILE or --model=NAME")
+    for name in ("tokens", "seq_len", "devices"):
+        value = getattr(options, name)
+        flag = f"--{name.replace('_', '-')}"
+        check(value is None or value > 0, flag, value, "must be above zero")
+    return _of_config(options) if options.config else _of_model(options)
+
+
+def _of_model(options: Namespace) -> dict[str, Any]:
+    known = options.model in PRESETS
+    check(known, "--model", options.model, f"no such model; {nearest(options.model, PRESETS)}")
+    if options.tokens is None:
+        raise ConfigError("--tokens", None, "a published model needs the tokens to train it on")
+    chip = options.hardware or DEFAULT_HARDWARE
+    return make_plan(
+        PRESETS[options.model],
+        tokens=options.tokens,
+        seq_len=options.seq_len or DEFAULT_SEQ_LEN,
+        hardware=chip,
+        devices=options.devices or 1,
+        price=prices.resolve(chip, options.price),
+        mfu=options.mfu,
+        mfu_source="--mfu" if options.mfu else None,
+    )
+
+
+def _of_config(options: Namespace) -> dict[str, Any]:
+    config = run_config.load(options.config, options.overrides)
+    train, cost = config.train, config.cost
+    chip = options.hardware or cost.hardware
+    if chip == "auto":
+        import jax
+
+        device = jax.devices()[0]
+        chip = hardware.detect(device.platform, device.device_kind)
+    seq_len = options.seq_len or train.seq_len
+    mfu = options.mfu or cost.mfu
+    mesh = config.mesh
+    shards = mesh.fsdp * mesh.expert * mesh.tensor
+    devices = hardware.cpu_cores() if chip == "cpu" else max(1, mesh.data) * shards
+    price = options.price if options.price is not None else cost.price
+    return make_plan(
+        config.model,
+        tokens=options.tokens or train.steps * train.batch_size * seq_len,
+        seq_len=seq_len,
+        hardware=chip,
+        devices=options.devices or devices,
+        price=prices.resolve(chip, price),
+        mfu=mfu,
+        mfu_source=("--mfu" if options.mfu else "config") if mfu else None,
+        region=cost.region,
+        shards=shards,
+    )

@@ -1,0 +1,137 @@
+"""Everything a run needs before its first step; nothing here writes to the run directory."""
+
+import dataclasses
+import pathlib
+
+import jax
+import optax
+
+from moejax.config import check
+from moejax.cost import counts, hardware, prices
+from moejax.cost.plan import make_plan
+from moejax.data import TextDataset, epochs, open_dataset
+from moejax.models.layers import compute_dtype
+from moejax.parallel import check_fits, make_mesh
+from moejax.training.optimizers import learning_rate, make_optimizer
+from moejax.training.run_config import RunConfig
+
+EPOCHS_WITHOUT_WARNING = 4.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Billing:
+    """What a run is charged by.
+
+    Attributes:
+      hardware: name of the chip.
+      devices: devices billed; on a CPU, cores.
+      price: the rate of one device.
+      peak_flops: FLOP/s of all devices together.
+      peak_source: where the peak is from.
+      flops_per_token: training FLOPs of a token.
+    """
+
+    hardware: str
+    devices: int
+    price: prices.Price
+    peak_flops: float
+    peak_source: str
+    flops_per_token: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A validated run: its config with ``auto`` resolved, mesh, text, optimizer and bill."""
+
+    config: RunConfig
+    mesh: jax.sharding.Mesh
+    dataset: TextDataset
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    billing: Billing
+
+
+def use_compilation_cache(folder: pathlib.Path) -> None:
+    """Keeps compiled programs in a folder, unless a cache is set already."""
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def prepare(config: RunConfig) -> Setup:
+    """Checks a config against devices and text, and opens the text.
+
+    Raises:
+      ConfigError: devices, mesh, batch, corpus or tokenizer do not fit the config.
+    """
+    use_compilation_cache(config.data.cache_path / "xla")
+    train = config.train
+    mesh = make_mesh(config.mesh)
+    check_fits(tuple(mesh.shape.values()), config.model, train.batch_size // train.micro_batches)
+    dtype = compute_dtype(config.model.dtype).name
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
+    billing = make_billing(config, mesh)
+    dataset = open_dataset(
+        config.data, seq_len=train.seq_len, vocab_size=config.model.vocab_size
+    )
+    check(
+        len(dataset.train) >= train.batch_size, "train.batch_size", train.batch_size,
+        f"is above the {len(dataset.train)} rows that the corpus fills; use a smaller batch, "
+        "shorter rows or more text",
+    )  # fmt: skip
+    schedule = learning_rate(config.optim, train.steps)
+    optimizer = make_optimizer(config.optim, train.steps)
+    return Setup(config, mesh, dataset, optimizer, schedule, billing)
+
+
+def make_billing(config: RunConfig, mesh: jax.sharding.Mesh) -> Billing:
+    """Devices, rate and peak of a run on this machine."""
+    device = mesh.devices.flat[0]
+    name = config.cost.hardware
+    if name == "auto":
+        name = hardware.detect(device.platform, device.device_kind)
+    # Virtual CPU devices share the host's cores, and cores are what is billed.
+    devices = hardware.cpu_cores() * jax.process_count() if name == "cpu" else mesh.size
+    peak, source = hardware.peak_flops(name, devices)
+    counted = counts.count(config.model, config.train.seq_len)
+    price = prices.resolve(name, config.cost.price)
+    return Billing(name, devices, price, peak, source, counted.flops_per_token.train)
+
+
+def plan_run(setup: Setup) -> dict:
+    """The bill before the run: see ``moejax.cost.plan.make_plan``."""
+    config, billing = setup.config, setup.billing
+    tokens = planned_tokens(setup)
+    shape = setup.mesh.shape
+    return make_plan(
+        config.model,
+        tokens=tokens,
+        seq_len=config.train.seq_len,
+        hardware=billing.hardware,
+        devices=billing.devices,
+        price=billing.price,
+        mfu=config.cost.mfu,
+        mfu_source="config" if config.cost.mfu else None,
+        region=config.cost.region,
+        peak_flops=billing.peak_flops,
+        peak_source=billing.peak_source,
+        shards=shape["fsdp"] * shape["expert"] * shape["tensor"],
+    )
+
+
+def planned_tokens(setup: Setup) -> float:
+    """Tokens that the whole run will train on, padding left out."""
+    train, rows = setup.config.train, setup.dataset.train
+    return train.steps * train.batch_size * setup.dataset.train_tokens / len(rows)
+
+
+def epochs_line(setup: Setup) -> str:
+    """How often the run goes through the text, with a warning above four times."""
+    times = epochs(setup.dataset, planned_tokens(setup))
+    line = f"data        {times:.2f} epochs over {setup.dataset.train_tokens:,} unique tokens"
+    if times > EPOCHS_WITHOUT_WARNING:
+        line += (
+            f"\nwarning: more than {EPOCHS_WITHOUT_WARNING:g} epochs repeat the text until it "
+            "teaches little; use more text (moejax tokenize) or fewer steps"
+        )
+    return line

@@ -1,0 +1,56 @@
+"""A trained model back from its run directory, and text from it."""
+
+import pathlib
+from typing import Any
+
+import jax
+
+from moejax.config import UserError, check
+from moejax.data import tokenizers
+from moejax.models.sampling import generate as generate_text
+from moejax.parallel import MeshConfig, make_mesh
+from moejax.training import run_config, run_dir
+from moejax.training.checkpoints import Checkpointer
+from moejax.training.optimizers import make_optimizer
+from moejax.training.prepare import use_compilation_cache
+from moejax.training.run_config import RunConfig
+from moejax.training.state import make_init
+
+
+def load(workdir: str | pathlib.Path) -> tuple[RunConfig, dict[str, Any]]:
+    """A run's config and the variables of its newest good checkpoint, on one device.
+
+    Raises:
+      UserError: no run, no checkpoint, or a damaged one.
+    """
+    path = pathlib.Path(workdir)
+    config = run_config.from_dict(run_dir.read_record(path)["config"])
+    optimizer = make_optimizer(config.optim, config.train.steps)
+    _, abstract = make_init(config.model, optimizer, make_mesh(MeshConfig()))
+    with Checkpointer(path / run_dir.CHECKPOINTS, config.checkpoint) as checkpoints:
+        if not checkpoints.steps():
+            raise UserError(f"--workdir = {str(workdir)!r}: the run has no checkpoint yet; train on")
+        state = checkpoints.restore(abstract).state
+    return config, {"params": state.params, "router_state": state.router_state}
+
+
+def generate(
+    workdir: str, prompt: str, *, tokens: int, seed: int = 0, temperature: float = 0.8
+) -> str:
+    """Continues a text with a run's model; see ``moejax.models.sampling.generate``.
+
+    Raises:
+      UserError: no run or checkpoint, or an option out of range.
+    """
+    check(tokens > 0, "--tokens", tokens, "must be above zero")
+    check(temperature >= 0, "--temperature", temperature, "must not be below zero")
+    check(seed >= 0, "--seed", seed, "must not be below zero")
+    record = run_dir.read_record(pathlib.Path(workdir))
+    use_compilation_cache(run_config.from_dict(record["config"]).data.cache_path / "xla")
+    config, variables = load(workdir)
+    tokenizer = tokenizers.load_saved(pathlib.Path(workdir) / run_dir.TOKENIZER)
+    with jax.set_mesh(make_mesh(MeshConfig())):
+        return generate_text(
+            config.model, variables, tokenizer, prompt,
+            tokens=tokens, seed=seed, temperature=temperature,
+        )[0]  # fmt: skip

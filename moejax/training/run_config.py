@@ -1,0 +1,157 @@
+"""The config of a run: every room's own dataclass, composed and checked against one another."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from moejax import config as mechanism
+from moejax.config import ConfigError, check, check_not_negative, check_positive
+from moejax.cost.cost_config import BudgetConfig, CostConfig
+from moejax.data import DataConfig
+from moejax.models import ModelConfig
+from moejax.moe import MoEConfig, router_options
+from moejax.parallel import MeshConfig
+from moejax.training.checkpoints import CheckpointConfig
+from moejax.training.optimizers import OptimConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Options of the training loop (block ``train``).
+
+    Attributes:
+      steps: optimizer steps.
+      batch_size: rows of one step, over all devices and micro-batches.
+      seq_len: positions of a row, S.
+      micro_batches: parts of a batch whose gradients are accumulated.
+      log_every: steps between logged lines.
+      eval_every: steps between validations; 0 validates at the end only.
+      eval_batches: validation batches in a validation during the run; 0 means all. The last
+        validation always takes all.
+      sample_prompt: how the text sampled at the end begins.
+      sample_tokens: tokens of that text; 0 samples none.
+    """
+
+    steps: int
+    batch_size: int = 16
+    seq_len: int = 256
+    micro_batches: int = 1
+    log_every: int = 10
+    eval_every: int = 0
+    eval_batches: int = 8
+    sample_prompt: str = ""
+    sample_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        check_positive(
+            "train", self, "steps", "batch_size", "seq_len", "micro_batches", "log_every"
+        )
+        check_not_negative("train", self, "eval_every", "eval_batches", "sample_tokens")
+        check(
+            self.batch_size % self.micro_batches == 0, "train.micro_batches", self.micro_batches,
+            f"does not divide train.batch_size = {self.batch_size}; choose a divisor",
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A whole run. ``model.moe`` holds the blocks ``moe`` and ``router``.
+
+    Attributes:
+      seed: of the initial weights and of the order of the data.
+      stage: what the run is part of, for the ledger: pretrain, sft and so on.
+    """
+
+    model: ModelConfig
+    train: TrainConfig
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    budget: BudgetConfig = BudgetConfig()
+    cost: CostConfig = CostConfig()
+    seed: int = 0
+    stage: str = "pretrain"
+
+    def __post_init__(self) -> None:
+        check_not_negative("config", self, "seed")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready blocks, as a config file writes them: ``moe`` and ``router`` on their own."""
+        blocks = mechanism.to_dict(self)
+        moe = blocks["model"].pop("moe")
+        if moe is not None:
+            blocks["router"] = moe.pop("router")
+            blocks["moe"] = moe
+        return blocks
+
+
+# Blocks and fields that a resumed run may change: what is spent, kept and shown, and where it runs.
+MAY_CHANGE = (
+    "budget", "checkpoint", "cost", "mesh", "train.log_every", "train.eval_every",
+    "train.eval_batches", "train.sample_prompt", "train.sample_tokens", "data.prefetch",
+    "data.cache_dir",
+)  # fmt: skip
+
+
+def from_dict(values: Mapping[str, Any]) -> RunConfig:
+    """Builds a run's config from the blocks of a config file.
+
+    Raises:
+      ConfigError: an unknown field, a wrong type or value, or fields that do not go together.
+    """
+    values = dict(values)
+    moe_values, router_values = values.pop("moe", None), values.pop("router", None)
+    check(
+        moe_values is not None or router_values is None, "router", router_values,
+        "needs the block moe beside it; add one, or remove the router",
+    )  # fmt: skip
+    known = {f.name for f in dataclasses.fields(RunConfig)} | {"moe", "router"}
+    for name in values:
+        check(name in known, name, values[name], f"no such block; {mechanism.nearest(name, known)}")
+    check("model" in values, "model", None, "has no default; add the block to the config")
+    check("train" in values, "train", None, "has no default; add the block to the config")
+    model_values = values["model"]
+    check(isinstance(model_values, Mapping), "model", model_values, "must be a block of fields")
+    if moe_values is not None:
+        check(isinstance(moe_values, Mapping), "moe", moe_values, "must be a block of fields")
+        check("router" not in moe_values, "moe.router", "...", "is a block of its own: router")
+        router_values = {} if router_values is None else router_values
+        check(isinstance(router_values, Mapping), "router", router_values, "must be a block")
+        router = router_options(router_values)
+        moe = mechanism.build(MoEConfig, {**moe_values, "router": router}, "moe")
+        model_values = {**model_values, "moe": moe}
+    return mechanism.build(RunConfig, {**values, "model": model_values})
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Fields that differ between two resolved configs and may not change on a resume.
+
+    Returns:
+      Lines such as ``optim.learning_rate (0.001 -> 0.002)``.
+    """
+    before, after = _flat(old), _flat(new)
+    lines = []
+    for name in sorted(before.keys() | after.keys()):
+        free = any(name == field or name.startswith(field + ".") for field in MAY_CHANGE)
+        if not free and before.get(name) != after.get(name):
+            lines.append(f"{name} ({before.get(name)!r} -> {after.get(name)!r})")
+    return lines
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def load(path: str, overrides: list[str]) -> RunConfig:
+    """Reads a config file with command-line overrides; see ``moejax.config.load``."""
+    return from_dict(mechanism.load(path, overrides))
+
+
+__all__ = ["MAY_CHANGE", "ConfigError", "RunConfig", "TrainConfig", "differences", "from_dict", "load"]

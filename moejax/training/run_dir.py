@@ -1,0 +1,170 @@
+"""The run directory: what a run is, written once, and what came of it."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+import moejax
+from moejax.config import ConfigError, UserError
+from moejax.data import TextDataset
+from moejax.training.manifest import write_whole
+from moejax.training.run_config import RunConfig, differences
+
+CONFIG, SUMMARY = "config.json", "summary.json"
+CHECKPOINTS, LEDGER, TOKENIZER = "checkpoints", "ledger.jsonl", "tokenizer"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDirectory:
+    """A run's folder.
+
+    Attributes:
+      path: the folder; it need not exist yet.
+      record: what ``config.json`` holds or will hold: ``config``, ``code``, ``packages``, ``data``
+        and ``fingerprint``.
+      resumed: whether the run was there before.
+    """
+
+    path: pathlib.Path
+    record: dict[str, Any]
+    resumed: bool
+
+    def create(self, dataset: TextDataset) -> None:
+        """Writes the folder, its ``config.json`` and the tokenizer; nothing in it is changed if
+        the run is resumed, but for fields that may change."""
+        from moejax.data import tokenizers
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not self.resumed:
+            tokenizers.save(dataset.tokenizer, self.path / TOKENIZER)
+        self._write(CONFIG, self.record)
+
+    def finished(self) -> dict[str, Any] | None:
+        """The summary of a run that is complete; None while there is something left to do."""
+        try:
+            summary = json.loads((self.path / SUMMARY).read_text())
+        except (OSError, ValueError):
+            return None
+        return summary if self.resumed and summary.get("status") == "completed" else None
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes ``summary.json`` as a whole."""
+        self._write(SUMMARY, summary)
+
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        write_whole(self.path / name, json.dumps(content, indent=1) + "\n")
+
+
+def check_workdir(workdir: str) -> pathlib.Path:
+    """The folder for a run, if it can be one: a run's, an empty one, or none yet.
+
+    Raises:
+      UserError: it holds something else, is a file, or cannot be written. Nothing is written here.
+    """
+    path = pathlib.Path(workdir).absolute()
+    shown = f"--workdir = {workdir!r}"
+    nearest = path
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise UserError(f"{shown}: {str(nearest)!r} is a file; give a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK) or _read_only(nearest):
+        raise UserError(f"{shown}: {str(nearest)!r} cannot be written; choose another folder")
+    if path.is_dir() and any(path.iterdir()) and not (path / CONFIG).is_file():
+        raise UserError(
+            f"{shown}: holds files, but no run's {CONFIG}; give a new or an empty folder"
+        )
+    return path
+
+
+def _read_only(folder: pathlib.Path) -> bool:
+    return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+
+
+def open_run(path: pathlib.Path, config: RunConfig, dataset: TextDataset) -> RunDirectory:
+    """The run at ``path``: a new one, or the one that is there, if it is the same run.
+
+    Raises:
+      UserError: the run there has another config, where it may not change (the fields are named),
+        or another corpus, or its ``config.json`` is damaged.
+    """
+    record = describe(config, dataset)
+    if not (path / CONFIG).is_file():
+        return RunDirectory(path, record, resumed=False)
+    old = read_record(path)
+    changed = differences(old["config"], record["config"])
+    if changed:
+        raise UserError(
+            f"--workdir = {str(path)!r}: holds a run with another config: {'; '.join(changed)}; "
+            "use that run's values, or a new --workdir"
+        )
+    if old["data"]["fingerprint"] != dataset.fingerprint:
+        raise ConfigError(
+            "data", config.data.path or config.data.source,
+            "the corpus is not the one that the run in --workdir began with; restore the text, "
+            "or use a new --workdir",
+        )  # fmt: skip
+    return RunDirectory(path, record, resumed=True)
+
+
+def read_record(path: pathlib.Path) -> dict[str, Any]:
+    """What a run's ``config.json`` holds.
+
+    Raises:
+      UserError: no run there, or a damaged file.
+    """
+    file = path / CONFIG
+    try:
+        record = json.loads(file.read_text())
+        record["config"], record["data"]["fingerprint"], record["fingerprint"]
+    except FileNotFoundError:
+        raise UserError(f"{str(path)!r}: no run is there (no {CONFIG}); give a run's folder") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{str(file)!r}: cannot be read ({error}); restore the file") from None
+    return record
+
+
+def describe(config: RunConfig, dataset: TextDataset) -> dict[str, Any]:
+    """What a run is: its resolved config, the code, the packages and the text, and a fingerprint.
+
+    Two runs with one fingerprint compute the same thing: it covers the config but for the fields
+    that a resumed run may change, the corpus, the code's revision and the versions.
+    """
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    code = {"moejax": moejax.__version__, "revision": _revision()}
+    values = config.to_dict()
+    fixed = differences({}, values)
+    parts = [fixed, packages, code, dataset.fingerprint, platform.python_version()]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return {
+        "config": values,
+        "code": code,
+        "packages": packages,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "data": {"fingerprint": dataset.fingerprint, **dataset.provenance},
+        "fingerprint": digest,
+    }
+
+
+def _revision() -> str | None:
+    """The git revision of this code, ``+`` where it was edited since; None outside a checkout."""
+    folder = pathlib.Path(__file__).parent
+    git = lambda *words: subprocess.run(
+        ["git", *words], cwd=folder, capture_output=True, text=True, timeout=10
+    )
+    try:
+        head, state = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", str(folder.parent))
+    except (OSError, subprocess.SubprocessError):
+        return None
+    if head.returncode:
+        return None
+    return head.stdout.strip() + ("+" if state.stdout.strip() else "")

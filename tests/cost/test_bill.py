@@ -1,0 +1,198 @@
+"""Reading ledgers: one run, many runs, headline against all-in, and what cannot be read."""
+
+import json
+import os
+import socket
+
+import psutil
+import pytest
+
+from moejax.config import UserError
+from moejax.cost.bill import format_ledger, read, run_directories, summarize
+
+
+def header(segment="s1", **changes):
+    return {
+        "segment": segment, "event": "open", "version": 1, "time": "2025-01-01T00:00:00Z",
+        "run_id": "r", "stage": "pretrain", "hardware": "cpu", "devices": 2,
+        "price": {"dollars_per_hour": 1.8, "source": "a test", "date": "2025"},
+        "peak_flops": 1e11, "final": False, "region": "world", "host": "elsewhere", "pid": 1,
+        "process_start": 0.0,
+    } | changes  # fmt: skip
+
+
+def charge(train, segment="s1", tokens=10, flops=1e10, **changes):
+    return {
+        "segment": segment, "event": "charge", "seconds": {"train": train}, "tokens": tokens,
+        "model_flops": flops, "steps": 1,
+    } | changes  # fmt: skip
+
+
+def write(folder, *lines):
+    folder.mkdir(parents=True, exist_ok=True)
+    data = b"\n".join(x if isinstance(x, bytes) else json.dumps(x).encode() for x in lines)
+    (folder / "ledger.jsonl").write_bytes(data + b"\n")
+    return folder
+
+
+def done(train, **changes):
+    return charge(train, event="close", status="completed", **changes)
+
+
+def test_values_are_cumulative_the_last_whole_line_counts(tmp_path):
+    torn = json.dumps(charge(9.0)).encode()[:-4]
+    run = read(write(tmp_path, header(), charge(1.0), charge(2.0, tokens=30), torn))
+    assert run["wall_seconds"] == 2.0
+    assert run["tokens"] == 30
+    assert run["status"] == "killed"
+    assert run["dollars"] == pytest.approx(1.8 * 2 * 2.0 / 3600)
+
+
+@pytest.mark.parametrize("rubbish", [b"", b"{", b"123", b"null", b"\0\0\0", b"\xff\xfe", b"[1]"])
+def test_lines_that_are_no_charges_are_passed_over(tmp_path, rubbish):
+    assert read(write(tmp_path, header(), rubbish, charge(3.0), rubbish))["wall_seconds"] == 3.0
+
+
+def test_two_processes_may_write_to_one_ledger(tmp_path):
+    run = read(write(
+        tmp_path, header("a"), header("b"), charge(1, "a"), charge(10, "b"), charge(2, "a"),
+        done(11, segment="b"),
+    ))  # fmt: skip
+    assert run["wall_seconds"] == 13
+    assert [part["status"] for part in run["segments"]] == ["killed", "completed"]
+
+
+def test_a_charge_after_closing_does_not_reopen(tmp_path):
+    assert read(write(tmp_path, header(), done(5.0), charge(5.0)))["status"] == "completed"
+
+
+def test_running_needs_the_same_host_process_and_start_time(tmp_path):
+    mine = {
+        "host": socket.gethostname(), "pid": os.getpid(),
+        "process_start": psutil.Process().create_time(),
+    }  # fmt: skip
+    status = lambda **changes: read(write(tmp_path, header(**changes)))["status"]
+    assert status(**mine) == "running"
+    assert status(**mine | {"host": "elsewhere"}) == "killed"
+    assert status(**mine | {"process_start": mine["process_start"] - 60}) == "killed"
+    assert status(**mine | {"pid": 2**22 + 1}) == "killed"
+
+
+def test_mfu_over_segments_of_different_machines(tmp_path):
+    """1e12 FLOP in 10 s x 1e11 + 5 s x 2e11 that were possible: 50 %."""
+    run = read(write(
+        tmp_path, header("a"), charge(10, "a", flops=4e11), header("b", peak_flops=2e11),
+        charge(5, "b", flops=6e11),
+    ))  # fmt: skip
+    assert run["mfu"] == pytest.approx(0.5)
+    no_peak = read(write(tmp_path, header(peak_flops=None), charge(10)))
+    assert no_peak["mfu"] is None and no_peak["goodput"] == 1.0
+
+
+def three_runs(tmp_path):
+    write(tmp_path / "final", header(run_id="final", final=True, stage="sft"), done(3600.0))
+    write(tmp_path / "grid" / "failed", header(run_id="failed"),
+          charge(1800.0, event="close", status="failed"))  # fmt: skip
+    write(tmp_path / "grid" / "killed", header(run_id="killed"), charge(900.0))
+    write(tmp_path / "final" / "checkpoints" / "old", header(run_id="copy"), done(1.0))
+    return tmp_path
+
+
+def test_headline_against_all_in(tmp_path):
+    """2 cores x $1.8: the final run's hour costs $3.6, all 1.75 hours $6.3."""
+    summary = json.loads(json.dumps(summarize([three_runs(tmp_path)]), allow_nan=False))
+    assert [run["id"] for run in summary["runs"]] == ["final", "failed", "killed"]
+    assert [run["status"] for run in summary["runs"]] == ["completed", "failed", "killed"]
+    headline, all_in = summary["total"]["headline"], summary["total"]["all_in"]
+    assert (headline["runs"], all_in["runs"]) == (1, 3)
+    assert headline["dollars"] == pytest.approx(3.6)
+    assert all_in["dollars"] == pytest.approx(6.3)
+    assert all_in["device_hours"] == pytest.approx(3.5)
+    assert (all_in["tokens"], all_in["model_flops"]) == (30, 3e10)
+    assert all_in["energy_kwh"] == pytest.approx(sum(r["energy_kwh"] for r in summary["runs"]))
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "id",
+        "status",
+        "stage",
+        "device",
+        "devices",
+        "price",
+        "seconds",
+        "tokens",
+        "model_flops",
+        "device_hours",
+        "dollars",
+        "energy_kwh",
+        "co2_kg",
+        "mfu",
+        "goodput",
+        "segments",
+    ],
+)
+def test_a_run_has_the_contracts_fields(tmp_path, field):
+    run = summarize([three_runs(tmp_path)])["runs"][0]
+    assert run[field] is not None
+    assert {"dollars_per_hour", "source", "date"} <= run["price"].keys()
+
+
+def test_a_run_named_twice_counts_once(tmp_path):
+    three_runs(tmp_path)
+    again = [tmp_path, tmp_path / "grid", tmp_path / "grid" / "failed"]
+    assert len(run_directories(again)) == 3
+
+
+def test_unknown_energy_makes_the_total_unknown(tmp_path):
+    write(tmp_path / "a", header(), done(1.0))
+    write(tmp_path / "b", header(hardware="tpu_v6e"), done(1.0))
+    summary = summarize([tmp_path])
+    assert summary["total"]["all_in"]["energy_kwh"] is None
+    assert "energy unknown, CO2 unknown" in format_ledger(summary)
+
+
+def test_a_ledger_that_cannot_be_read_is_named_not_dropped(tmp_path):
+    write(tmp_path / "good", header(), done(1.0))
+    write(tmp_path / "new", header(version=2), done(1.0))
+    write(tmp_path / "torn", json.dumps(header()).encode()[:50])
+    summary = summarize([tmp_path])
+    assert len(summary["runs"]) == 1
+    assert ["newer moejax" in m or "no readable line" in m for m in summary["unreadable"]] == [
+        True, True,
+    ]  # fmt: skip
+    assert format_ledger(summary).count("not counted:") == 2
+
+
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        ([{"segment": "s1", "event": "open", "version": 1}], "not a moejax ledger"),
+        ([header(price=None), charge(1.0)], "not a moejax ledger"),
+        ([header(version=2)], "written by a newer moejax"),
+        ([b"hello"], "no readable line"),
+        ([header(hardware="h900")], "no such chip"),
+    ],
+)
+def test_files_that_are_no_ledgers(tmp_path, lines, message):
+    with pytest.raises(UserError, match=message) as caught:
+        read(write(tmp_path, *lines))
+    assert "\n" not in str(caught.value)
+
+
+def test_directories_without_runs(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty: holds no run \(no ledger\.jsonl\)"):
+        summarize([tmp_path / "empty"])
+    with pytest.raises(UserError, match="nowhere: no such directory"):
+        summarize([tmp_path / "nowhere"])
+    with pytest.raises(UserError, match=r"holds no ledger\.jsonl"):
+        read(tmp_path / "empty")
+
+
+def test_the_table(tmp_path):
+    table = format_ledger(summarize([three_runs(tmp_path)]))
+    for words in ("final *", "headline *", "all in", "$6.30", "$3.60", "killed", "2 cpu",
+                  "cpu $1.8/h (a test, 2025)", "estimate", "train 105 min 00 s"):  # fmt: skip
+        assert words in table
