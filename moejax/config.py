@@ -129,6 +129,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         check(len(value) == len(args), where, value, f"must have {len(args)} entries")
         return tuple(_convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value)))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        check(abs(value) <= sys.float_info.max, where, "...", "is too large for a number")
         value = float(value)
     right_type = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
     check(right_type, where, value, f"is {_a(type(value))}, but must be {_a(kind)}")
@@ -177,7 +178,7 @@ def parse_literal(text: str) -> Any:
         return words[text.lower()]
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return text
 
 
@@ -219,7 +220,7 @@ def _line_in(error: BaseException, path: pathlib.Path) -> int | str:
     line: int | str = "?"
     trace = error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
+        if trace.tb_frame.f_code.co_filename == str(path.absolute()):
             line = trace.tb_lineno
         trace = trace.tb_next
     return line

@@ -135,7 +135,10 @@ def dataset_fingerprint(corpus_fingerprint: str, tokenizer: Tokenizer) -> str:
 
 def target_counts(flat: np.ndarray, vocab_size: int) -> Int64[np.ndarray, " V"]:
     """How often each id is a target in a flat sequence: its first separator is an input only."""
-    return np.bincount(flat[1:], minlength=vocab_size).astype(np.int64)
+    counts = np.zeros(vocab_size, np.int64)
+    for start in range(1, len(flat), 2**24):  # bincount makes an int64 copy of what it counts
+        counts += np.bincount(flat[start : start + 2**24], minlength=vocab_size)
+    return counts
 
 
 def _tokenise(config: DataConfig, corpus: splits.SplitCorpus, tokenizer: Tokenizer, key: str):

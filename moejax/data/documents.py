@@ -96,23 +96,29 @@ def _documents_of(file: pathlib.Path, key: str, text_field: str) -> Iterator[Doc
 
 def _single_file(file: pathlib.Path, validation_bytes: Callable[[int], int]) -> Iterator[Document]:
     size = file.stat().st_size
-    boundary = _line_end(file, size - validation_bytes(size), size)
+    boundary = _line_end(file, max(1, size - validation_bytes(size)), size)
     for split, start, stop in (("train", 0, boundary), ("validation", boundary, size)):
         for text in _text_parts(file, start, stop):
             yield Document(text, str(file), split=split)
 
 
 def _line_end(file: pathlib.Path, offset: int, size: int) -> int:
-    """The first line end after ``offset`` that leaves half of the rest, or a character's start."""
+    """Where to cut a file, at ``offset`` or soon after it.
+
+    After the first line end from there on, if that leaves half of the rest; or else at the start of
+    a character.
+    """
     with file.open("rb") as stream:
-        stream.seek(offset)
-        rest = stream.read(2**20)
-        newline = rest.find(b"\n", 0, (size - offset) // 2)
-        if newline >= 0:
-            return offset + newline + 1
-        while offset > 0 and rest and 0x80 <= rest[0] < 0xC0:
-            offset, rest = offset + 1, rest[1:]
+        stream.seek(offset - 1)
+        before, rest = stream.read(1), stream.read(2**20)
+    if before == b"\n":
         return offset
+    newline = rest.find(b"\n", 0, (size - offset) // 2)
+    if newline >= 0:
+        return offset + newline + 1
+    while rest and 0x80 <= rest[0] < 0xC0:
+        offset, rest = offset + 1, rest[1:]
+    return offset
 
 
 def _text_parts(file: pathlib.Path, start: int, stop: int) -> Iterator[str]:

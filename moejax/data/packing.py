@@ -7,6 +7,7 @@ own; shorter ones are packed several to a row, best fit in decreasing length. Th
 from the lengths alone, so it is the same whichever store holds the tokens.
 """
 
+import collections
 from typing import NamedTuple
 
 import numpy as np
@@ -69,7 +70,7 @@ def best_fit_decreasing(sizes: Int[np.ndarray, " P"], seq_len: int) -> Int64[np.
     ordered = np.asarray(sizes)[order]
     full = int(np.searchsorted(-ordered, -seq_len, side="right"))
     bins[order[:full]] = np.arange(full)
-    with_room: list[list[int]] = [[] for _ in range(seq_len + 1)]
+    with_room: dict[int, list[int]] = collections.defaultdict(list)
     rooms, count, chosen = 0, full, []
     for size in ordered[full:].tolist():
         fitting = rooms >> size

@@ -118,13 +118,13 @@ class ModelConfig:
                 bool(kinds) and repeats > 0, "model.segments", (kinds, repeats),
                 "needs at least one kind of layer, repeated at least once",
             )  # fmt: skip
-        layers = [kind for kinds, repeats in self.segments for kind in kinds * repeats]
+        layers = sum(len(kinds) * repeats for kinds, repeats in self.segments)
         check(
-            not self.segments or len(layers) == self.num_layers, "model.segments", self.segments,
-            f"holds {len(layers)} layers, but model.num_layers = {self.num_layers}; make them agree",
+            not self.segments or layers == self.num_layers, "model.segments", self.segments,
+            f"holds {layers} layers, but model.num_layers = {self.num_layers}; make them agree",
         )  # fmt: skip
         check(
-            "moe" not in layers or self.moe is not None, "model.segments", self.segments,
+            self.moe is not None or not any("moe" in kinds for kinds, _ in self.segments), "model.segments", self.segments,
             "has MoE layers, but the config has no block moe; add one",
         )  # fmt: skip
         check(

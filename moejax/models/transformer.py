@@ -26,7 +26,7 @@ class Output:
     Attributes:
       logits: scores of the next token; None from ``Transformer.encode``.
       hidden: final, normalised hidden states.
-      aux_loss: weighted auxiliary losses, the mean over MoE layers' sums: add it to the loss.
+      aux_loss: weighted auxiliary losses, summed over MoE layers: add it to the loss.
       router_stats: sums over tokens, by segment and layer; leaves have a leading axis of repeats.
       cache: keys and values after the call, if a cache was given.
     """

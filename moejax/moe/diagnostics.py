@@ -53,7 +53,7 @@ def router_health(router_stats: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
       ``max_violation`` (mean over layers), ``max_violation_worst``, ``load_entropy``,
       ``gate_entropy`` (nats), ``top1_margin``, ``dropped_share`` (of all assignments),
-      ``dead_experts`` (under 1/64 of the fair share, of all layers), ``logits_squared_logsumexp``;
+      ``dead_experts`` (under 1/64 of the fair share, of all layers), ``squared_logsumexp``;
       by layer: ``max_violation_by_layer``, ``load_by_layer`` and ``gate_mass_by_layer`` (shares of
       each expert, 4 digits). Empty for a dense model.
     """

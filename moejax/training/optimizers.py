@@ -49,7 +49,7 @@ class OptimConfig:
         for name in ("beta1", "beta2", "momentum", "decay_fraction", "final_fraction"):
             value = getattr(self, name)
             top = 1.0 if name.endswith("fraction") else 1.0 - 1e-9
-            check(0 <= value <= top, f"optim.{name}", value, "must be from 0 to below 1")
+            check(0 <= value <= top, f"optim.{name}", value, "must be from 0 to 1, and below 1 for decay rates")
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -63,12 +63,11 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
     if config.schedule == "cosine":
         rest = optax.cosine_decay_schedule(peak, max(1, steps - warmup), config.final_fraction)
         return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), rest], [warmup])
-    decay = max(1, round(config.decay_fraction * steps))
-    start = max(warmup, steps - decay)
+    start = max(warmup, steps - round(config.decay_fraction * steps))
     pieces = [
         optax.linear_schedule(0.0, peak, warmup),
         optax.constant_schedule(peak),
-        optax.linear_schedule(peak, last, decay),
+        optax.linear_schedule(peak, last, max(1, steps - start)),
     ]
     return optax.join_schedules(pieces, [warmup, start])
 
@@ -82,23 +81,20 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     """
     rate = learning_rate(config, steps)
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    adamw = optax.adamw(
+        rate, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=decay_mask
+    )
     if config.optimizer == "adamw":
-        update = optax.adamw(
-            rate, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=decay_mask
-        )
-    else:
-        update = optax.contrib.muon(
-            rate,
-            beta=config.momentum,
-            weight_decay=config.weight_decay,
-            weight_decay_mask=decay_mask,
-            adam_b1=config.beta1,
-            adam_b2=config.beta2,
-            adam_weight_decay=config.weight_decay,
-            muon_weight_dimension_numbers=muon_dimensions,
-            consistent_rms=0.2,
-        )
-    return optax.chain(clip, update)
+        return optax.chain(clip, adamw)
+    muon = optax.contrib.muon(
+        rate,
+        beta=config.momentum,
+        weight_decay=config.weight_decay,
+        muon_weight_dimension_numbers=muon_dimensions,
+        consistent_rms=0.2,
+    )
+    # optax's muon has an AdamW of its own for the other leaves, but no mask for its weight decay.
+    return optax.chain(clip, optax.partition({"muon": muon, "adamw": adamw}, muon_labels))
 
 
 def decay_mask(params: Params) -> Params:
@@ -123,11 +119,21 @@ _MATRICES = {
 }
 
 
+def muon_labels(params: Params) -> Params:
+    """``muon`` for the leaves that Muon takes, ``adamw`` for the others."""
+    label = lambda path, _: "muon" if _names(path) in _MATRICES else "adamw"
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def _names(path: tuple) -> tuple[str, ...]:
+    return tuple(part.key for part in path[-2:])
+
+
 def muon_dimensions(params: Params) -> Params:
     """Which axes of each leaf Muon orthogonalises; None for the leaves that AdamW takes."""
 
     def dimensions(path, leaf):
-        names = tuple(part.key for part in path[-2:])
+        names = _names(path)
         if names not in _MATRICES:
             return None
         inputs, outputs = (tuple(leaf.ndim + i for i in axes) for axes in _MATRICES[names])

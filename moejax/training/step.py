@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -10,6 +11,8 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from moejax.models import ModelConfig, Transformer, update_router_state
+from moejax.models.transformer import LossOutput
+from moejax.parallel import RULES
 from moejax.training.state import TrainState
 
 Tree = Any
@@ -66,11 +69,7 @@ def make_train_step(
 
     def gradients(params: Tree, router_state: Tree, part: Batch, targets: Array, parts: int):
         def objective(params):
-            out = transformer.apply(
-                {"params": params, "router_state": router_state},
-                part.tokens, part.targets, part.segment_ids, part.positions,
-                method=Transformer.loss,
-            )  # fmt: skip
+            out = _loss(transformer, {"params": params, "router_state": router_state}, part)
             return out.nll / targets + out.aux_loss / parts, out
 
         grads, out = jax.grad(objective, has_aux=True)(params)
@@ -109,11 +108,17 @@ def make_eval_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[Array, Array]:
         part = jax.tree.map(lambda a: a[0], batch)
-        out = transformer.apply(
-            {"params": state.params, "router_state": state.router_state},
-            part.tokens, part.targets, part.segment_ids, part.positions,
-            method=Transformer.loss,
-        )  # fmt: skip
+        variables = {"params": state.params, "router_state": state.router_state}
+        out = _loss(transformer, variables, part)
         return out.nll, out.targets
 
     return step
+
+
+def _loss(transformer: Transformer, variables: Tree, part: Batch) -> LossOutput:
+    # Without these rules Flax drops the model's sharding constraints, and says nothing.
+    with nn.logical_axis_rules(tuple(RULES.items())):
+        return transformer.apply(
+            variables, part.tokens, part.targets, part.segment_ids, part.positions,
+            method=Transformer.loss,
+        )  # fmt: skip

@@ -1,5 +1,7 @@
 """Packing: every token a target exactly once, in rows of S, whatever the documents' lengths."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -72,7 +74,7 @@ def test_every_pair_of_every_document_exactly_once(lengths, seq_len):
     expected = []
     for document in documents:
         sequence = [SEPARATOR, *document, SEPARATOR]
-        expected += list(zip(sequence[:-1], sequence[1:], strict=True))
+        expected += list(itertools.pairwise(sequence))
     found = []
     for i in range(len(rows)):
         row = rows[i]

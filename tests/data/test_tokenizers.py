@@ -52,7 +52,7 @@ def test_bpe_is_deterministic_and_merges(bpe):
     text = TEXTS[0]
     assert len(bpe.encode(text)) < len(text.encode()) / 2
     # White space after a mark is one piece with it, indentation included.
-    assert ":\n    " in [bpe.decode([i]) for i in range(300)]
+    assert "):\n    " in [bpe.decode([i]) for i in range(300)]
 
 
 def test_short_texts_make_fewer_ids():

@@ -1,7 +1,6 @@
 """Checkpoints: bit-equal round trips, damage found in every file, keep policies, failed saves."""
 
 import errno
-import json
 import os
 import pathlib
 import shutil

@@ -35,7 +35,7 @@ def test_every_file_is_listed(tmp_path):
 
 def test_step_folder_under_another_name_is_refused(tmp_path):
     folder = seal_folder(tmp_path).rename(tmp_path / "9")
-    with pytest.raises(CheckpointError, match="step 9 refused: .* of another step"):
+    with pytest.raises(CheckpointError, match=r"step 9 refused: .* of another step"):
         manifest.verify(folder, 9)
 
 
@@ -76,4 +76,4 @@ def test_oversized_manifest_is_not_read(tmp_path, monkeypatch):
     folder = seal_folder(tmp_path)
     monkeypatch.setattr(manifest, "MAX_BYTES", 100)
     with pytest.raises(CheckpointError, match="above 100"):
-        manifest.verify(tmp_path / "1", 1)
+        manifest.verify(folder, 1)

@@ -45,6 +45,11 @@ class DeepSeekV3Options(RouterOptions):
 
     def check(self, num_experts: int, top_k: int) -> None:
         check(
+            not (self.normalize_gates and top_k == 1), "router.normalize_gates", True,
+            "with moe.top_k = 1 makes every gate the same, so the router learns nothing from the "
+            "loss; set it to False or raise moe.top_k",
+        )  # fmt: skip
+        check(
             num_experts % self.num_groups == 0, "router.num_groups", self.num_groups,
             f"does not divide moe.num_experts = {num_experts}; choose a divisor",
         )  # fmt: skip
@@ -84,7 +89,7 @@ class DeepSeekV3Router(Router):
         gate = jnp.take_along_axis(scores, expert, axis=-1)
         if options.normalize_gates:
             gate = gate / (jnp.sum(gate, axis=-1, keepdims=True) + 1e-20)
-        probabilities = scores / jnp.sum(scores, axis=-1, keepdims=True)
+        probabilities = scores / (jnp.sum(scores, axis=-1, keepdims=True) + 1e-20)
         rows = lambda values: values.reshape(batch, length, -1)
         loss = balance.sequence_balance_loss(rows(expert), rows(probabilities), inputs.valid)
         return self.finish(
