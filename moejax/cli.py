@@ -85,10 +85,12 @@ def _print(options: argparse.Namespace, result: dict[str, Any], text: str) -> No
 
 
 def _train(options: argparse.Namespace) -> int:
+    from moejax.analysis.curves import loss_over_dollars
     from moejax.training import loop, report, run_config
 
     try:
         summary = loop.train(run_config.load(options.config, options.overrides), options.workdir)
+        loss_over_dollars(options.workdir)
     except loop.RunFailed as error:
         print(f"moejax train: the run failed: {error}", file=sys.stderr)
         return 1

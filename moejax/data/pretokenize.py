@@ -85,7 +85,7 @@ def tokenize_corpus(
       report: is told about progress in lines of text.
 
     Returns:
-      The manifest.
+      The manifest, and ``path``, where it went.
 
     Raises:
       ConfigError: a source or an output folder that cannot be used.
@@ -115,7 +115,21 @@ def tokenize_corpus(
         os.rename(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return manifest
+    return {**manifest, "path": str(out)}
+
+
+def format_result(result: dict[str, Any]) -> str:
+    """What ``tokenize_corpus`` returned, as a few lines for people."""
+    lines = [f"shards in {result['path']}, {result['vocab_size']:,} ids"]
+    for split, counts in result["splits"].items():
+        ratio = counts["bytes"] / counts["tokens"]
+        lines.append(
+            f"{split}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, "
+            f"{counts['bytes']:,} bytes ({ratio:.2f} bytes a token), {len(counts['files'])} files"
+        )
+    lines.append(f"fingerprint {result['fingerprint']}")
+    lines.append(f"train on it with data.source='shards' and data.path={result['path']!r}")
+    return "\n".join(lines)
 
 
 def _write_shards(

@@ -6,12 +6,14 @@ target is the separator that leads the next one. Both stores, memory and ArrayRe
 """
 
 import functools
+import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
 from jaxtyping import Int, Int64
 
+from moejax import config
 from moejax.data.tokenizers import Tokenizer
 
 
@@ -54,8 +56,17 @@ class ShardStore:
         return grain.sources.ArrayRecordDataSource(self._paths)
 
     def read(self, start: int, stop: int) -> Int[np.ndarray, " stop-start"]:
+        """As in memory; raises UserError on a record that ArrayRecord finds damaged."""
         first, last = start // self.record_tokens, (stop - 1) // self.record_tokens
-        parts = [np.frombuffer(self._records[i], self.dtype) for i in range(first, last + 1)]
+        try:
+            records = [self._records[i] for i in range(first, last + 1)]
+        except RuntimeError as error:
+            folder = pathlib.Path(self._paths[0]).parent
+            reason = str(error).splitlines()[0][:120]
+            raise config.UserError(
+                f"{folder}: damaged ({reason}); write the shards again"
+            ) from error
+        parts = [np.frombuffer(record, self.dtype) for record in records]
         joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
         offset = first * self.record_tokens
         return joined[start - offset : stop - offset]

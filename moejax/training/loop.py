@@ -369,6 +369,7 @@ class Run:
     def summary(self, status: str) -> dict[str, Any]:
         """What ``summary.json`` holds."""
         ledger, billing, moe = self.ledger, self.setup.billing, self.config.model.moe
+        dataset = self.setup.dataset
         finite = lambda value: value if math.isfinite(value) else None
         train_seconds = ledger.seconds["train"]
         return {
@@ -378,7 +379,8 @@ class Run:
             "loss": finite(self.loss),
             "val_loss": finite(self.val_loss),
             "val_bits_per_byte": finite(self.bits_per_byte),
-            "baselines": baselines(self.setup.dataset),
+            "baselines": baselines(dataset),
+            "bytes_per_token": dataset.validation_bytes / dataset.validation_tokens,
             "tokens_per_second": ledger.tokens / train_seconds if train_seconds else 0.0,
             "compile_seconds": ledger.seconds["compile"],
             "seconds": ledger.seconds,
@@ -391,5 +393,5 @@ class Run:
             "failed_saves": self._failed_saves,
             "samples": self.samples,
             "fingerprint": self.directory.record["fingerprint"],
-            "data_fingerprint": self.setup.dataset.fingerprint,
+            "data_fingerprint": dataset.fingerprint,
         }

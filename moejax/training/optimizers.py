@@ -49,7 +49,8 @@ class OptimConfig:
         for name in ("beta1", "beta2", "momentum", "decay_fraction", "final_fraction"):
             value = getattr(self, name)
             top = 1.0 if name.endswith("fraction") else 1.0 - 1e-9
-            check(0 <= value <= top, f"optim.{name}", value, "must be from 0 to 1, and below 1 for decay rates")
+            remedy = "must be from 0 to 1" if top == 1.0 else "must be from 0 to below 1"
+            check(0 <= value <= top, f"optim.{name}", value, remedy)
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from moejax.config import ConfigError
+from moejax.config import ConfigError, UserError
 from moejax.data import DataConfig, baselines, open_dataset, pretokenize, train_iterator
-from moejax.data.pretokenize import tokenize_corpus
+from moejax.data.pretokenize import format_result, tokenize_corpus
 
 
 def _open(path, seq_len=32):
@@ -37,11 +37,10 @@ def test_rows_from_shards_are_the_rows_from_text(config, tmp_path, tokenizer):
     config = dataclasses.replace(config, tokenizer=tokenizer, bpe_vocab_size=300)
     out, lines = tmp_path / "new" / "shards", []
     # Small records and shards, so that pieces reach over the ends of both.
-    manifest = tokenize_corpus(
-        config, out, shard_tokens=1000, record_tokens=50, report=lines.append
-    )
+    manifest = tokenize_corpus(config, out, shard_tokens=500, record_tokens=10, report=lines.append)
     assert len(manifest["splits"]["train"]["files"]) > 2
     assert any("documents" in line for line in lines)
+    assert f"{manifest['splits']['train']['tokens']:,} tokens" in format_result(manifest)
     memory, shards = open_dataset(config, seq_len=32, vocab_size=300), _open(out)
     _assert_same_rows(memory.train, shards.train)
     _assert_same_rows(memory.validation, shards.validation)
@@ -151,6 +150,17 @@ def test_a_damaged_folder(shards, what, message):
     assert str(error.value).startswith(f"data.path = {str(shards)!r}: ")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_flipped_bit_in_a_record_is_never_read_as_tokens(shards):
+    shard = shards / "train-00000.array_record"
+    content = bytearray(shard.read_bytes())
+    used = np.flatnonzero(np.frombuffer(content, np.uint8))
+    content[used[len(used) // 2]] ^= 1
+    shard.write_bytes(content)
+    rows = _open(shards).train
+    with pytest.raises(UserError, match=r"damaged .*; write the shards again"):
+        [rows[i] for i in range(len(rows))]
 
 
 def test_no_folder_at_all(tmp_path):

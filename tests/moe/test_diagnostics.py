@@ -1,0 +1,69 @@
+"""A router's health, by hand."""
+
+import numpy as np
+import pytest
+
+from moejax.moe.diagnostics import load_entropy, max_violation, router_health, stack_layers
+
+
+def test_max_violation():
+    # Loads 6, 2, 0, 0 have mean 2: (6 - 2) / 2 = 2. All to one of four, K = 1: 4 - 1 = 3.
+    loads = np.array([[6.0, 2, 0, 0], [2, 2, 2, 2], [8, 0, 0, 0], [0, 0, 0, 0]])
+    np.testing.assert_allclose(max_violation(loads), [2, 0, 3, 0])
+
+
+def test_load_entropy():
+    # Half and half over four experts is log 2 / log 4 = 1/2.
+    loads = np.array([[4.0, 4, 0, 0], [2, 2, 2, 2], [8, 0, 0, 0]])
+    np.testing.assert_allclose(load_entropy(loads), [0.5, 1, 0], atol=1e-12)
+
+
+def measures(*rows):
+    """The statistics of one layer of a segment, repeats in front."""
+    load = np.array(rows, np.float64)
+    tokens = load.sum(axis=1) / 2
+    return {
+        "load": load, "gate_mass": load * 0.5, "tokens": tokens, "assignments": load.sum(axis=1),
+        "entropy": tokens * 1.5, "squared_logsumexp": tokens * 9.0, "top1_margin": tokens * 0.25,
+        "dropped": np.full(len(load), 1.0),
+    }  # fmt: skip
+
+
+def test_layers_are_stacked_in_the_models_order():
+    # segment_1 repeats (layer_0, layer_2) twice; the tenth segment comes after the second.
+    stats = {
+        "segment_10": {"layer_0": {"load": np.array([[5.0]])}},
+        "segment_1": {
+            "layer_2": {"load": np.array([[2.0], [4.0]])},
+            "layer_0": {"load": np.array([[1.0], [3.0]])},
+        },
+    }
+    np.testing.assert_array_equal(stack_layers(stats)["load"][:, 0], [1, 2, 3, 4, 5])
+
+
+def test_health_of_two_layers():
+    # Layer 0 is balanced: 4 4 4 4. Layer 1: 8 8 0 0, mean 4, MaxVio 1, two experts dead.
+    health = router_health({"segment_0": {"layer_0": measures([4, 4, 4, 4], [8, 8, 0, 0])}})
+    assert health["max_violation_by_layer"] == [0, 1]
+    assert health["max_violation"] == 0.5 and health["max_violation_worst"] == 1
+    assert health["load_entropy"] == pytest.approx((1 + 0.5) / 2)
+    assert health["dead_experts"] == 2
+    assert health["dropped_share"] == pytest.approx(2 / 32)
+    assert health["gate_entropy"] == pytest.approx(1.5)
+    assert health["squared_logsumexp"] == pytest.approx(9.0)
+    assert health["top1_margin"] == pytest.approx(0.25)
+    assert health["load_by_layer"] == [[0.25] * 4, [0.5, 0.5, 0, 0]]
+    assert health["gate_mass_by_layer"] == health["load_by_layer"]
+
+
+def test_an_expert_is_dead_below_a_64th_of_its_fair_share():
+    # 128 assignments over 2 experts, fair share 64: one is not below one 64th of it, zero is.
+    alive = {"segment_0": {"layer_0": measures([127, 1])}}
+    dead = {"segment_0": {"layer_0": measures([128, 0])}}
+    assert router_health(alive)["dead_experts"] == 0
+    assert router_health(dead)["dead_experts"] == 1
+
+
+def test_a_dense_model_has_no_router_health():
+    assert router_health({}) == {}
+    assert stack_layers({}) == {}
