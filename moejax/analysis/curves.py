@@ -10,6 +10,8 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt  # noqa: E402  (the back end has to be chosen first)
 
+from moejax.training.metrics import read_metrics  # noqa: E402
+
 FILE = "loss.svg"
 
 
@@ -20,17 +22,17 @@ def loss_over_dollars(workdir: str | pathlib.Path) -> pathlib.Path:
     token, so that both curves and the baselines share an axis.
 
     Args:
-      workdir: a run directory with ``metrics.jsonl`` and ``summary.json``.
+      workdir: a run directory with ``summary.json``.
 
     Returns:
       The SVG file, in the run directory.
 
     Raises:
-      FileNotFoundError: the run has no metrics or no summary.
+      FileNotFoundError: the run has no summary.
     """
     folder = pathlib.Path(workdir)
     summary = json.loads((folder / "summary.json").read_text())
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = read_metrics(folder)
     training = [row for row in rows if row.get("loss") is not None]
     held_out = [row for row in rows if row.get("val_bits_per_byte") is not None]
     bits_per_nat = 1 / (math.log(2) * summary["bytes_per_token"])

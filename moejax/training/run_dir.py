@@ -13,7 +13,7 @@ from typing import Any
 
 import moejax
 from moejax.config import ConfigError, UserError
-from moejax.data import TextDataset
+from moejax.data import TextDataset, tokenizers
 from moejax.training.manifest import write_whole
 from moejax.training.run_config import RunConfig, differences
 
@@ -39,13 +39,19 @@ class RunDirectory:
 
     def create(self, dataset: TextDataset) -> None:
         """Writes the folder, its ``config.json`` and the tokenizer; nothing in it is changed if
-        the run is resumed, but for fields that may change."""
-        from moejax.data import tokenizers
+        the run is resumed, but for fields that may change.
 
-        self.path.mkdir(parents=True, exist_ok=True)
-        if not self.resumed:
-            tokenizers.save(dataset.tokenizer, self.path / TOKENIZER)
-        self._write(CONFIG, self.record)
+        Raises:
+          UserError: the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.resumed:
+                tokenizers.save(dataset.tokenizer, self.path / TOKENIZER)
+            self._write(CONFIG, self.record)
+        except OSError as error:
+            remedy = f"cannot be written ({error.strerror}); choose another folder"
+            raise UserError(f"--workdir = {str(self.path)!r}: {remedy}") from None
 
     def finished(self) -> dict[str, Any] | None:
         """The summary of a run that is complete; None while there is something left to do."""

@@ -94,7 +94,7 @@ def make_train_step(
             opt_state,
             update_router_state(model, state.router_state, router_stats),
         )
-        norm, rate = optax.global_norm(grads), jnp.asarray(schedule(state.step), jnp.float32)
+        norm, rate = optax.tree.norm(grads), jnp.asarray(schedule(state.step), jnp.float32)
         return new, StepMetrics(loss, aux_loss, norm, rate, targets, router_stats)
 
     return step

@@ -1,6 +1,5 @@
 """The MoE layer: shared experts, dispatchers that agree, padding."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,8 +21,7 @@ def config(dispatch="blocks", **moe):
 def layer():
     """Variables, inputs and a jitted run of the layer under a config."""
     x = jax.random.normal(jax.random.key(1), (2, 8, 16))
-    init = jax.jit(MoELayer(config()).init)
-    variables = nn.meta.unbox(dict(init(jax.random.key(0), x, VALID)))
+    variables = tiny.draw(jax.eval_shape(MoELayer(config()).init, jax.random.key(0), x, VALID))
 
     def run(config, variables=variables):
         return jax.jit(MoELayer(config).apply)(variables, x, VALID)

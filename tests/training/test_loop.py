@@ -1,0 +1,204 @@
+"""Whole runs: what they leave behind, resuming, budgets, signals and failures."""
+
+import json
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from runs import train, write_config
+
+from moejax.cost.bill import read
+from moejax.cost.ledger import PHASES
+from moejax.training import restore
+from moejax.training.metrics import read_metrics
+
+SUMMARY = (
+    "status step tokens loss val_loss val_bits_per_byte baselines tokens_per_second "
+    "compile_seconds mfu peak_flops dispatch dollars fingerprint"
+).split()
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return write_config(tmp_path_factory.mktemp("config"))
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    """A run of six steps that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    assert train(config, workdir) == 0
+    return workdir
+
+
+def summary(workdir: pathlib.Path) -> dict:
+    return json.loads((workdir / "summary.json").read_text())
+
+
+def parameters(workdir: pathlib.Path) -> list[np.ndarray]:
+    """Parameters and router state of a run's newest checkpoint."""
+    _, variables = restore.load(workdir)
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(variables)]
+
+
+def losses(workdir: pathlib.Path) -> list[float]:
+    return [row["loss"] for row in read_metrics(workdir) if "loss" in row]
+
+
+def test_a_run_leaves_what_the_contract_names(whole):
+    names = "config.json summary.json metrics.jsonl ledger.jsonl checkpoints tensorboard loss.svg"
+    assert {name for name in names.split() if (whole / name).exists()} == set(names.split())
+    result = summary(whole)
+    assert [name for name in SUMMARY if name not in result] == []
+    assert result["status"] == "completed" and result["step"] == 6
+    assert result["baselines"].keys() == {"unigram", "gzip"}
+    assert result["dispatch"] == "blocks"
+    assert math.isfinite(result["val_bits_per_byte"])
+    record = json.loads((whole / "config.json").read_text())
+    assert record["config"]["moe"]["num_experts"] == 4
+    assert record["config"]["router"]["bias_step"] == 0.01
+    assert record["packages"]["jax"] == jax.__version__
+    assert len(record["fingerprint"]) == 64
+
+
+def test_metrics_hold_the_routers_health(whole):
+    row = read_metrics(whole)[0]
+    for name in ("max_violation", "load_entropy", "dropped_share", "load_by_layer"):
+        assert f"router/{name}" in row
+    load = np.asarray(row["router/load_by_layer"])
+    assert load.shape == (1, 4)  # one MoE layer, four experts
+    np.testing.assert_allclose(load.sum(axis=1), 1, atol=1e-3)
+    assert row["router/dropped_share"] == 0
+    assert row["peak_flops"] > 0 and row["dollars"] > 0
+
+
+def test_the_ledgers_phases_add_up_to_the_wall_time(whole):
+    bill = read(whole)
+    assert bill["status"] == "completed" and bill["seconds"].keys() == set(PHASES)
+    assert sum(bill["seconds"].values()) == pytest.approx(bill["wall_seconds"], rel=0.01)
+    assert bill["seconds"]["compile"] > 0 and bill["seconds"]["train"] > 0
+    assert bill["tokens"] == summary(whole)["tokens"]
+
+
+def test_tokens_charged_are_targets_not_padding(whole):
+    targets = summary(whole)["tokens"]
+    assert 0 < targets <= 6 * 8 * 32
+
+
+def test_a_complete_run_is_left_alone(config, whole, capsys):
+    before = (whole / "ledger.jsonl").read_text()
+    assert train(config, whole) == 0
+    assert "complete" in capsys.readouterr().err
+    assert (whole / "ledger.jsonl").read_text() == before
+
+
+def test_stopped_by_a_budget_and_resumed_equals_uninterrupted(config, whole, tmp_path, capsys):
+    """Three steps by a FLOP budget (between two periodic checkpoints), then the rest."""
+    flops = [row["model_flops"] for row in read_metrics(whole) if "model_flops" in row]
+    workdir = tmp_path / "run"
+    assert train(config, workdir, f"budget.max_flops={flops[2]}") == 0
+    stopped = summary(workdir)
+    assert stopped["status"] == "budget" and stopped["step"] in (3, 4)
+    assert read(workdir)["status"] == "budget"
+    assert train(config, workdir, "budget.max_flops=None") == 0
+    assert f"resuming at step {stopped['step']} of 6" in capsys.readouterr().err
+    assert summary(workdir)["status"] == "completed"
+    for resumed, straight in zip(parameters(workdir), parameters(whole), strict=True):
+        np.testing.assert_array_equal(resumed, straight)
+    assert losses(workdir) == losses(whole)
+    assert summary(workdir)["tokens"] == summary(whole)["tokens"]
+    assert summary(workdir)["val_loss"] == summary(whole)["val_loss"]
+    bill = read(workdir)
+    assert bill["segments"] == 2 or len(bill["segments"]) == 2
+    assert sum(bill["seconds"].values()) == pytest.approx(bill["wall_seconds"], rel=0.01)
+
+
+@pytest.mark.parametrize("limit", ["max_dollars=1e-7", "max_hours=1e-6"])
+def test_a_budget_spent_before_the_first_step_stops_there(config, tmp_path, limit):
+    assert train(config, tmp_path / "run", f"budget.{limit}") == 0
+    result = summary(tmp_path / "run")
+    assert result["status"] == "budget" and result["step"] == 0
+
+
+def test_another_config_is_refused_and_its_fields_named(config, whole, capsys):
+    before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
+    assert train(config, whole, "optim.learning_rate=0.5", "moe.d_expert=16") == 2
+    line = capsys.readouterr().err.strip()
+    assert "\n" not in line
+    assert "optim.learning_rate (0.01 -> 0.5)" in line and "moe.d_expert (8 -> 16)" in line
+    assert {p: p.stat().st_mtime_ns for p in whole.rglob("*")} == before
+
+
+def test_another_corpus_is_refused(tmp_path, capsys):
+    config = write_config(tmp_path)
+    assert train(config, tmp_path / "run", "budget.max_hours=1e-6") == 0
+    (tmp_path / "corpus" / "new.txt").write_text("a text that was not there before\n" * 20)
+    capsys.readouterr()
+    assert train(config, tmp_path / "run") == 2
+    line = capsys.readouterr().err.strip()
+    assert "corpus is not the one" in line and "\n" not in line
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, capsys):
+    settings = ("optim.learning_rate=1e30", "optim.clip_norm=0.0", "optim.warmup_steps=0")
+    assert train(config, tmp_path / "run", *settings) == 1
+    record = json.loads((tmp_path / "run" / "divergence.json").read_text())
+    assert f"step {record['step']}: loss" in capsys.readouterr().err
+    assert len(record["batch_fingerprint"]) == 64
+    assert read(tmp_path / "run")["status"] == "failed"
+    with np.load(tmp_path / "run" / "divergence_batch.npz") as batch:
+        assert batch["tokens"].shape == (8, 32)
+
+
+def test_a_resumed_run_whose_newest_checkpoint_is_damaged_goes_back_one(config, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    assert train(config, workdir, "budget.max_flops=1e7") == 0
+    first = summary(workdir)["step"]
+    assert train(config, workdir, "budget.max_flops=4e7") == 0
+    second = summary(workdir)["step"]
+    assert 0 < first < second < 6
+    data = max((workdir / "checkpoints" / str(second)).rglob("*"), key=lambda p: p.stat().st_size)
+    damaged = bytearray(data.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    data.write_bytes(damaged)
+    capsys.readouterr()
+    assert train(config, workdir, "budget.max_flops=None") == 0
+    said = capsys.readouterr().err
+    assert str(data.name) in said and "going back to the checkpoint" in said
+
+
+def test_micro_batches_and_a_mesh_give_the_same_run(config, whole, tmp_path):
+    """Two micro-batches on data 2 x expert 2 x tensor 2: the same losses within rounding."""
+    mesh = ("mesh.data=2", "mesh.expert=2", "mesh.tensor=2")
+    assert train(config, tmp_path / "run", "train.micro_batches=2", *mesh) == 0
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(whole), rtol=1e-4)
+
+
+def test_sigterm_ends_the_step_saves_and_closes_the_ledger(config, tmp_path):
+    """From the command line, in a process of its own; then the run goes on to its end."""
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-m", "moejax.cli", "train", f"--config={config}"]
+    command += [f"--workdir={workdir}", "--config.train.steps=100000"]
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        deadline = time.monotonic() + 120
+        while not (workdir / "metrics.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert "SIGTERM: stopping after step" in said and "Traceback" not in said
+    assert read(workdir)["status"] == "interrupted"
+    assert summary(workdir)["status"] == "interrupted"
+    steps = [int(p.name) for p in (workdir / "checkpoints").iterdir()]
+    assert summary(workdir)["step"] == max(steps) > 0
