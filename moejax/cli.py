@@ -120,7 +120,8 @@ def _tokenize(options: argparse.Namespace) -> int:
     from moejax.training import run_config
 
     config = run_config.load(options.config, options.overrides)
-    result = pretokenize.tokenize_corpus(config.data, options.out)
+    say = lambda line: print(line, file=sys.stderr)
+    result = pretokenize.tokenize_corpus(config.data, options.out, report=say)
     _print(options, result, pretokenize.format_result(result))
     return 0
 

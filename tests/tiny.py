@@ -67,7 +67,7 @@ def forward(config: ModelConfig):
 
 
 def batch(parts: int = 1, rows: int = 8, length: int = 8, seed: int = 0) -> Batch:
-    """``rows`` rows in ``parts`` micro-batches; two documents each, and unequal padding."""
+    """``rows`` rows in ``parts`` micro-batches: two documents each, then row // 2 of padding."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, VOCAB, (rows, length + 1))
     segments = np.ones((rows, length), np.int32)
@@ -76,7 +76,7 @@ def batch(parts: int = 1, rows: int = 8, length: int = 8, seed: int = 0) -> Batc
         second = 2 + row % 3
         segments[row, second:] = 2
         positions[row, second:] = np.arange(length - second)
-        segments[row, length - row % 4 :] = 0
+        segments[row, length - row // 2 :] = 0
     split = lambda values: jnp.asarray(values.reshape(parts, rows // parts, length), jnp.int32)
     return Batch(split(tokens[:, :-1]), split(tokens[:, 1:]), split(segments), split(positions))
 

@@ -1,10 +1,17 @@
 """Decoder-only transformers, dense and Mixture-of-Experts."""
 
 from moejax.models.model_config import AttentionConfig, ModelConfig
-from moejax.models.transformer import Output, Transformer, init_cache, update_router_state
+from moejax.models.transformer import (
+    LossOutput,
+    Output,
+    Transformer,
+    init_cache,
+    update_router_state,
+)
 
 __all__ = [
     "AttentionConfig",
+    "LossOutput",
     "ModelConfig",
     "Output",
     "Transformer",

@@ -80,14 +80,21 @@ class GroupedQueryAttention(nn.Module):
             )
             key, value = cache.key.astype(x.dtype), cache.value.astype(x.dtype)
         mixed = jax.nn.dot_product_attention(
-            query, key, value, mask=mask, implementation=implementation(options.implementation, x)
+            query, key, value, mask=mask, implementation=implementation(options.implementation, query)
         )
         out = Linear((x.shape[-1],), ("heads", "head_dim", "embed"), 2, std, name="out")(mixed)
         return out, cache
 
 
-def implementation(name: str, x: Array) -> str:
-    """Resolves ``auto``: cuDNN for bfloat16 on a GPU, XLA elsewhere."""
+def implementation(name: str, query: Array) -> str:
+    """Resolves ``auto``: cuDNN on a GPU, where its kernels take the type and width of the heads.
+
+    Args:
+      name: ``auto``, ``xla`` or ``cudnn``.
+      query: queries, (B, S, H, d).
+    """
     if name != "auto":
         return name
-    return "cudnn" if jax.default_backend() == "gpu" and x.dtype == jnp.bfloat16 else "xla"
+    width = query.shape[-1]
+    fits = query.dtype == jnp.bfloat16 and width % 8 == 0 and width <= 128
+    return "cudnn" if jax.default_backend() == "gpu" and fits else "xla"

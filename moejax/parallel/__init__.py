@@ -1,5 +1,14 @@
 """Meshes and shardings."""
 
-from moejax.parallel.mesh import AXES, RULES, MeshConfig, check_fits, make_mesh, sharding, spec
+from moejax.parallel.mesh import (
+    AXES,
+    RULES,
+    MeshConfig,
+    axis_rules,
+    check_fits,
+    make_mesh,
+    sharding,
+    spec,
+)
 
-__all__ = ["AXES", "RULES", "MeshConfig", "check_fits", "make_mesh", "sharding", "spec"]
+__all__ = ["AXES", "RULES", "MeshConfig", "axis_rules", "check_fits", "make_mesh", "sharding", "spec"]

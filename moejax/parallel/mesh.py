@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+from contextlib import AbstractContextManager
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -104,6 +106,15 @@ def check_fits(shape: tuple[int, ...], model: ModelConfig, batch_size: int) -> N
         if value % size[axis]:
             remedy = f"does not divide {field} = {value}; choose a divisor, or change {field}"
             raise ConfigError(f"mesh.{axis}", size[axis], remedy)
+
+
+def axis_rules() -> AbstractContextManager[None]:
+    """The context in which a model is traced, so that its activations are constrained by the table.
+
+    Flax leaves them unconstrained without a word where the rules are not set, and jit's cache does
+    not know the rules: every function that is jitted enters this by itself.
+    """
+    return nn.logical_axis_rules(tuple(RULES.items()))
 
 
 def spec(*names: str | None) -> PartitionSpec:

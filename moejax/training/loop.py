@@ -115,6 +115,8 @@ class Run:
         if moe is not None:
             how = "chosen by auto: it drops nothing, anywhere" if moe.dispatch == "auto" else "config"
             lines.append(f"dispatch    {moe.chosen_dispatch} ({how})")
+        if "warning" in self.setup.dataset.provenance:
+            lines.append(f"warning: {self.setup.dataset.provenance['warning']}")
         for text in lines:
             self._say(text)
 
@@ -150,12 +152,12 @@ class Run:
 
     def _begin(self) -> None:
         """The first state, from the last checkpoint where there is one, and the batches after it."""
-        train, data = self.config.train, self.config.data
+        train, data, position = self.config.train, self.config.data, 0
         if self.directory.resumed and self.checkpoints.steps():
             restored = self.checkpoints.restore(self.abstract)
             self.state, self.step = restored.state, restored.step
             self.val_loss = restored.extra["val_loss"] or math.nan
-            self.loss = restored.extra["loss"]
+            self.loss, position = restored.extra["loss"], restored.extra["data_position"]
             for text in restored.messages:
                 self._say(text)
             self._say(f"resuming at step {self.step} of {train.steps}")
@@ -167,7 +169,7 @@ class Run:
         self.writer = MetricWriter(self.directory.path, resume_step=self.step)
         self.batches = train_iterator(
             self.setup.dataset.train, batch_size=train.batch_size, seed=self.config.seed,
-            start=self.step, process_index=jax.process_index(),
+            start=position, process_index=jax.process_index(),
             process_count=jax.process_count(), prefetch=data.prefetch,
         )  # fmt: skip
 
@@ -300,7 +302,10 @@ class Run:
             self._save()
 
     def _validate(self, max_batches: int) -> None:
-        """Loss on held-out text, in nats per target and bits per byte."""
+        """Loss on held-out text, in nats per target and bits per byte.
+
+        Where ``max_batches`` leaves rows out, the bytes per target are still those of them all.
+        """
         dataset, train = self.setup.dataset, self.config.train
         with self.ledger.phase("eval"):
             batches = validation_batches(
@@ -326,7 +331,7 @@ class Run:
     def _save(self) -> None:
         known = math.isfinite(self.val_loss)
         extra = {
-            "data_position": self.step,
+            "data_position": self.batches.position,
             "loss": self.loss,
             "val_loss": self.val_loss if known else None,
             "seed": self.config.seed,

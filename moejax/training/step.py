@@ -3,16 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from moejax.models import ModelConfig, Transformer, update_router_state
-from moejax.models.transformer import LossOutput
-from moejax.parallel import RULES
+from moejax.models import LossOutput, ModelConfig, Transformer, update_router_state
+from moejax.parallel import axis_rules
 from moejax.training.state import TrainState
 
 Tree = Any
@@ -116,8 +114,7 @@ def make_eval_step(
 
 
 def _loss(transformer: Transformer, variables: Tree, part: Batch) -> LossOutput:
-    # Without these rules Flax drops the model's sharding constraints, and says nothing.
-    with nn.logical_axis_rules(tuple(RULES.items())):
+    with axis_rules():
         return transformer.apply(
             variables, part.tokens, part.targets, part.segment_ids, part.positions,
             method=Transformer.loss,

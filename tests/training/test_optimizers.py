@@ -99,11 +99,8 @@ def test_muon_takes_the_matrices_of_layers_and_experts(params):
 
 def test_muon_matrices_are_a_layers_and_an_experts_own(params):
     # (repeats, experts, D, gate or up, F): only D and F are the matrix; all else is a batch.
-    found = paths(muon_dimensions(params), is_leaf=lambda leaf: leaf is None)
-    at = lambda name: (
-        tuple(found[name].reduction_axis),
-        tuple(found[name].output_axis),
-    )
+    found = paths(muon_dimensions(params), lambda leaf: leaf is None or hasattr(leaf, "output_axis"))
+    at = lambda name: (tuple(found[name].reduction_axis), tuple(found[name].output_axis))
     layer = "segment_1/layer_0/"
     assert at(layer + "moe/experts/gate_up") == ((2,), (4,))
     assert at(layer + "moe/experts/down") == ((2,), (3,))
@@ -156,8 +153,11 @@ def test_muons_update_is_newton_schulz_of_each_matrix():
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_weight_decay_takes_everything_but_norms(params, optimizer):
+def test_weight_decay_takes_everything_but_norms(optimizer):
     # With no gradient an update is -rate · decay · weight, or nothing.
+    scale = {"scale": jnp.ones((2, 4))}
+    layer = {"ffn_norm": scale, "moe": {"experts": {"down": jnp.ones((2, 3, 4, 5))}}}
+    params = {"embedding": jnp.ones((8, 4)), "layer_0": layer, "final_norm": scale}
     config = OptimConfig(optimizer=optimizer, learning_rate=0.5, warmup_steps=0, weight_decay=0.1)
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates = paths(run_optimizer(config, params, zeros))
