@@ -1,5 +1,4 @@
-"""Quickstart: a DeepSeek-V3-style MoE on the Python standard library's source, on two CPU cores.
-"""
+"""Quickstart: a DeepSeek-V3-style MoE on the Python standard library's source, on two CPU cores."""
 
 import ml_collections
 
@@ -12,33 +11,33 @@ def get_config() -> ml_collections.ConfigDict:
             "stage": "pretrain",
             "model": {
                 "vocab_size": 2048,
-                "d_model": 256,
+                "d_model": 128,
                 "num_layers": 4,
                 "first_k_dense": 1,
-                "attention": {"num_heads": 4},
-                "embedding_multiplier": 16.0,
-                "loss_chunk": 128,
+                "attention": {"num_heads": 2},
+                "embedding_multiplier": 11.0,
             },
-            "moe": {"num_experts": 16, "top_k": 2, "d_expert": 128, "num_shared_experts": 1},
+            "moe": {"num_experts": 32, "top_k": 2, "d_expert": 64, "num_shared_experts": 1},
             "router": {"name": "deepseek_v3", "bias_step": 0.01, "routed_scale": 1.0},
             "data": {"source": "stdlib", "tokenizer": "bpe", "bpe_vocab_size": 2048},
             "train": {
-                "steps": 300,
-                "batch_size": 16,
-                "seq_len": 256,
+                "steps": 240,
+                "batch_size": 32,
+                "seq_len": 128,
                 "log_every": 10,
+                "eval_every": 40,
                 "sample_prompt": "def ",
                 "sample_tokens": 120,
             },
             "optim": {
                 "optimizer": "muon",
-                "learning_rate": 3e-3,
+                "learning_rate": 6e-3,
                 "schedule": "wsd",
                 "warmup_steps": 20,
                 "decay_fraction": 0.4,
                 "final_fraction": 0.0,
             },
-            "checkpoint": {"every_steps": 100},
+            "checkpoint": {"every_steps": 80},
             "cost": {"final": True},
         }
     )

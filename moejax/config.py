@@ -116,7 +116,11 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         (kind,) = [a for a in args if a is not type(None)]
         return _convert(kind, value, where)
     if origin is typing.Literal:
-        hint = nearest(value, args) if isinstance(value, str) else f"one of {', '.join(map(repr, args))}"
+        hint = (
+            nearest(value, args)
+            if isinstance(value, str)
+            else f"one of {', '.join(map(repr, args))}"
+        )
         check(value in args, where, value, f"not a possible value; {hint}")
         return value
     if dataclasses.is_dataclass(kind):
@@ -184,7 +188,9 @@ def parse_literal(text: str) -> Any:
 
 def _run_get_config(path: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"--config = {str(path)!r}: no such file; give a Python file with get_config()")
+        raise UserError(
+            f"--config = {str(path)!r}: no such file; give a Python file with get_config()"
+        )
     spec = importlib.util.spec_from_file_location("moejax_config_file", path)
     if spec is None or spec.loader is None:
         raise UserError(f"--config = {str(path)!r}: not a Python file; give one with get_config()")

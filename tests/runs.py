@@ -5,7 +5,7 @@ import random
 
 from moejax import cli
 
-CONFIG = '''
+CONFIG = """
 import ml_collections
 
 def get_config():
@@ -19,7 +19,7 @@ def get_config():
         "optim": {"learning_rate": 0.01, "warmup_steps": 2},
         "checkpoint": {"every_steps": 2},
     })
-'''
+"""
 
 
 def write_config(folder: pathlib.Path) -> pathlib.Path:
@@ -27,7 +27,22 @@ def write_config(folder: pathlib.Path) -> pathlib.Path:
     corpus = folder / "corpus"
     corpus.mkdir(parents=True)
     rng = random.Random(0)
-    words = "the a router sends each token to few of many experts and counts cost".split()
+    words = [
+        "the",
+        "a",
+        "router",
+        "sends",
+        "each",
+        "token",
+        "to",
+        "few",
+        "of",
+        "many",
+        "experts",
+        "and",
+        "counts",
+        "cost",
+    ]
     for i in range(40):
         text = " ".join(rng.choice(words) for _ in range(120)) + "\n"
         (corpus / f"{i}.txt").write_text(text)

@@ -67,7 +67,10 @@ def test_a_bad_setting_is_one_line_and_writes_nothing(name, config, tmp_path, ca
 CORPORA = {
     "empty file": (b"", "corpus.txt': holds no text"),
     "binary file": (bytes(range(256)) * 20, "corpus.txt': is binary"),
-    "shorter than a sequence": (b"short", "train.seq_len = 32: the training text has only 5 tokens"),
+    "shorter than a sequence": (
+        b"short",
+        "train.seq_len = 32: the training text has only 5 tokens",
+    ),
 }
 
 
@@ -147,12 +150,27 @@ def test_every_command_has_help(command, capsys):
     assert "usage: moejax" in capsys.readouterr().out
 
 
-PLAN_FIELDS = (
-    "params.total params.active.no_embedding params.active.with_head params.mtp "
-    "params.active.with_embeddings flops_per_token.train flops_per_token.forward "
-    "flops_per_token.train_full_attention kv_cache_bytes_per_token train_flops mfu peak_flops "
-    "device_hours wall_days dollars.rental dollars.owned energy_kwh co2_kg memory_bytes_per_device"
-).split()
+PLAN_FIELDS = [
+    "params.total",
+    "params.active.no_embedding",
+    "params.active.with_head",
+    "params.mtp",
+    "params.active.with_embeddings",
+    "flops_per_token.train",
+    "flops_per_token.forward",
+    "flops_per_token.train_full_attention",
+    "kv_cache_bytes_per_token",
+    "train_flops",
+    "mfu",
+    "peak_flops",
+    "device_hours",
+    "wall_days",
+    "dollars.rental",
+    "dollars.owned",
+    "energy_kwh",
+    "co2_kg",
+    "memory_bytes_per_device",
+]
 
 
 def json_of(capsys, arguments: list[str]) -> dict:
@@ -202,17 +220,32 @@ def test_ledger_of_a_folder_without_runs(tmp_path, capsys):
     assert str(tmp_path) in one_line(capsys)
 
 
-LEDGER_FIELDS = (
-    "id status stage device devices price seconds tokens model_flops device_hours dollars "
-    "energy_kwh co2_kg mfu goodput"
-).split()
+LEDGER_FIELDS = [
+    "id",
+    "status",
+    "stage",
+    "device",
+    "devices",
+    "price",
+    "seconds",
+    "tokens",
+    "model_flops",
+    "device_hours",
+    "dollars",
+    "energy_kwh",
+    "co2_kg",
+    "mfu",
+    "goodput",
+]
 
 
 def test_tokenize_train_ledger_and_generate(config, tmp_path, capsys):
     """Shards from a corpus, a run over them, its bill, and text from its checkpoint."""
     shards, workdir = tmp_path / "shards", tmp_path / "run"
     assert cli.main(["tokenize", f"--config={config}", f"--out={shards}"]) == 0
-    assert train(config, workdir, "data.source=shards", f"data.path={shards}", "cost.final=True") == 0
+    assert (
+        train(config, workdir, "data.source=shards", f"data.path={shards}", "cost.final=True") == 0
+    )
     capsys.readouterr()
     bill = json_of(capsys, ["ledger", str(tmp_path)])
     (run,) = bill["runs"]

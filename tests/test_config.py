@@ -133,7 +133,8 @@ def test_parse_literal_takes_any_text(text):
     [
         ("4", 4), ("-1e-3", -0.001), ("True", True), ("true", True), ("none", None),
         ("null", None), ("[1, 2]", [1, 2]), ("('a', 1)", ("a", 1)), ("'4'", "4"),
-        ("deepseek_v3", "deepseek_v3"), ("a/b c.txt", "a/b c.txt"), ("", ""), ("{[]: 1}", "{[]: 1}"),
+        ("deepseek_v3", "deepseek_v3"), ("a/b c.txt", "a/b c.txt"), ("", ""),
+        ("{[]: 1}", "{[]: 1}"),
         ("__import__('os')", "__import__('os')"), ("9**9", "9**9"), ("(" * 500, "(" * 500),
     ],
 )  # fmt: skip

@@ -8,9 +8,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-from matplotlib import pyplot as plt  # noqa: E402  (the back end has to be chosen first)
+from matplotlib import pyplot as plt
 
-from moejax.training.metrics import read_metrics  # noqa: E402
+from moejax.training.metrics import read_metrics
 
 FILE = "loss.svg"
 

@@ -113,12 +113,12 @@ def validation_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """The held-out rows in order, each once.
+    """The held-out rows in order, each once, or a sample of their batches.
 
     Args:
       rows: packed validation rows.
       batch_size: B, rows of the global batch.
-      max_batches: stop after so many; None takes all.
+      max_batches: take at most so many, evenly spaced; None takes all.
       process_index: this process.
       process_count: processes that share the batch; each reads a contiguous B / processes rows.
 
@@ -131,7 +131,9 @@ def validation_batches(
     """
     local = _local(batch_size, process_index, process_count)
     count = -(-len(rows) // batch_size)
-    for batch in range(count if max_batches is None else min(count, max_batches)):
+    taken = count if max_batches is None else min(count, max_batches)
+    # Neighbouring rows are of like length and of the same documents: a sample has to be spread.
+    for batch in (i * count // taken for i in range(taken)):
         numbers = range(batch * batch_size, (batch + 1) * batch_size)[local]
         yield _stack([rows[i] if i < len(rows) else padding_row(rows.seq_len) for i in numbers])
 

@@ -80,7 +80,11 @@ class GroupedQueryAttention(nn.Module):
             )
             key, value = cache.key.astype(x.dtype), cache.value.astype(x.dtype)
         mixed = jax.nn.dot_product_attention(
-            query, key, value, mask=mask, implementation=implementation(options.implementation, query)
+            query,
+            key,
+            value,
+            mask=mask,
+            implementation=implementation(options.implementation, query),
         )
         out = Linear((x.shape[-1],), ("heads", "head_dim", "embed"), 2, std, name="out")(mixed)
         return out, cache

@@ -32,6 +32,7 @@ def chunked_cross_entropy(
     Returns:
       The weighted sum of negative log-likelihoods.
     """
+
     def add(total, part):
         rows, target, weight = part
         return total + _weighted_nll(_logits(rows, head), target, weight)[0], None

@@ -92,7 +92,9 @@ class ModelConfig:
     moe: MoEConfig | None = None
 
     def __post_init__(self) -> None:
-        check_positive("model", self, "vocab_size", "d_model", "num_layers", "norm_eps", "embedding_multiplier")
+        check_positive(
+            "model", self, "vocab_size", "d_model", "num_layers", "norm_eps", "embedding_multiplier"
+        )
         check_not_negative("model", self, "d_ff", "first_k_dense", "loss_chunk", "init_std")
         heads = self.attention.num_heads
         check(

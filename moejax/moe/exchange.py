@@ -7,6 +7,7 @@ back to where the tokens came from. Nothing depends on the load, so nothing can 
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -48,12 +49,14 @@ def exchange(
     if mesh.empty or mesh.size == 1:
         y, dropped = local(flat, expert, gate, weights)
         return y.reshape(x.shape), dropped
-    rows = PartitionSpec(BATCH_AXES, None)
+    # A batch that cannot be spread, a single sampled text for example, is on every device.
+    spread = x.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES) == 0
+    rows = PartitionSpec(BATCH_AXES, None) if spread else PartitionSpec()
     specs = ExpertWeights(
         PartitionSpec("expert", None, None, "tensor"), PartitionSpec("expert", "tensor", None)
     )
     run = jax.shard_map(
-        functools.partial(_gathered, local),
+        functools.partial(_gathered if spread else _replicated, local),
         in_specs=(rows, rows, rows, specs),
         out_specs=(rows, PartitionSpec()),
         check_vma=False,
@@ -62,14 +65,23 @@ def exchange(
     return y.reshape(x.shape), dropped
 
 
-def _gathered(local, x, expert, gate, weights):
-    """One device's part, inside ``shard_map``."""
-    gather = lambda values: jax.lax.all_gather(values, "expert", tiled=True)
+def _own(expert, weights):
+    """Choices of the experts that stand here, counted from the first of them; others are E."""
     first = jax.lax.axis_index("expert") * weights.num_experts
-    chosen = gather(expert)
-    mine = (chosen >= first) & (chosen < first + weights.num_experts)
-    chosen = jnp.where(mine, chosen - first, weights.num_experts)
-    y, dropped = local(gather(x), chosen, gather(gate), weights)
+    mine = (expert >= first) & (expert < first + weights.num_experts)
+    return jnp.where(mine, expert - first, weights.num_experts)
+
+
+def _gathered(local, x, expert, gate, weights):
+    """One device's part of a batch that is spread, inside ``shard_map``."""
+    gather = lambda values: jax.lax.all_gather(values, "expert", tiled=True)
+    y, dropped = local(gather(x), _own(gather(expert), weights), gather(gate), weights)
     y = jax.lax.psum(y, "tensor")
     y = jax.lax.psum_scatter(y, "expert", tiled=True)
     return y, jax.lax.psum(dropped, BATCH_AXES)
+
+
+def _replicated(local, x, expert, gate, weights):
+    """One device's part of a batch that every device has, inside ``shard_map``."""
+    y, dropped = local(x, _own(expert, weights), gate, weights)
+    return jax.lax.psum(y, ("expert", "tensor")), jax.lax.psum(dropped, "expert")

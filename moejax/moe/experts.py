@@ -112,9 +112,7 @@ def swiglu_gradient(
     return jnp.stack([d_gate, d_hidden * silu], axis=-2)
 
 
-def apply_batched(
-    weights: ExpertWeights, rows: Float[Array, "E C D"]
-) -> Float[Array, "E C D"]:
+def apply_batched(weights: ExpertWeights, rows: Float[Array, "E C D"]) -> Float[Array, "E C D"]:
     """Each expert over its own rows."""
     both = jnp.einsum("ecd,edgf->ecgf", rows, weights.gate_up)
     return jnp.einsum("ecf,efd->ecd", swiglu(both), weights.down)

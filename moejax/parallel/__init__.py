@@ -11,4 +11,13 @@ from moejax.parallel.mesh import (
     spec,
 )
 
-__all__ = ["AXES", "RULES", "MeshConfig", "axis_rules", "check_fits", "make_mesh", "sharding", "spec"]
+__all__ = [
+    "AXES",
+    "RULES",
+    "MeshConfig",
+    "axis_rules",
+    "check_fits",
+    "make_mesh",
+    "sharding",
+    "spec",
+]

@@ -16,7 +16,7 @@ from moejax.models.sampling import generate
 from moejax.moe.diagnostics import router_health
 from moejax.parallel import sharding
 from moejax.training import prepare, run_dir
-from moejax.training.checkpoints import CheckpointError, Checkpointer
+from moejax.training.checkpoints import Checkpointer, CheckpointError
 from moejax.training.metrics import MetricWriter
 from moejax.training.progress import Progress
 from moejax.training.run_config import RunConfig
@@ -113,7 +113,9 @@ class Run:
         moe = self.config.model.moe
         lines = [format_plan(prepare.plan_run(self.setup)), prepare.epochs_line(self.setup)]
         if moe is not None:
-            how = "chosen by auto: it drops nothing, anywhere" if moe.dispatch == "auto" else "config"
+            how = (
+                "chosen by auto: it drops nothing, anywhere" if moe.dispatch == "auto" else "config"
+            )
             lines.append(f"dispatch    {moe.chosen_dispatch} ({how})")
         if "warning" in self.setup.dataset.provenance:
             lines.append(f"warning: {self.setup.dataset.provenance['warning']}")

@@ -44,7 +44,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         check_positive("optim", self, "learning_rate")
-        names = "warmup_steps decay_fraction final_fraction weight_decay clip_norm".split()
+        names = ["warmup_steps", "decay_fraction", "final_fraction", "weight_decay", "clip_norm"]
         check_not_negative("optim", self, *names)
         for name in ("beta1", "beta2", "momentum", "decay_fraction", "final_fraction"):
             value = getattr(self, name)

@@ -71,9 +71,7 @@ def prepare(config: RunConfig) -> Setup:
     dtype = compute_dtype(config.model.dtype).name
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
     billing = make_billing(config, mesh)
-    dataset = open_dataset(
-        config.data, seq_len=train.seq_len, vocab_size=config.model.vocab_size
-    )
+    dataset = open_dataset(config.data, seq_len=train.seq_len, vocab_size=config.model.vocab_size)
     check(
         len(dataset.train) >= train.batch_size, "train.batch_size", train.batch_size,
         f"is above the {len(dataset.train)} rows that the corpus fills; use a smaller batch, "

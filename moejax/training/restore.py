@@ -29,7 +29,9 @@ def load(workdir: str | pathlib.Path) -> tuple[RunConfig, dict[str, Any]]:
     _, abstract = make_init(config.model, optimizer, make_mesh(MeshConfig()))
     with Checkpointer(path / run_dir.CHECKPOINTS, config.checkpoint) as checkpoints:
         if not checkpoints.steps():
-            raise UserError(f"--workdir = {str(workdir)!r}: the run has no checkpoint yet; train on")
+            raise UserError(
+                f"--workdir = {str(workdir)!r}: the run has no checkpoint yet; train on"
+            )
         state = checkpoints.restore(abstract).state
     return config, {"params": state.params, "router_state": state.router_state}
 

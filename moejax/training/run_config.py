@@ -154,4 +154,12 @@ def load(path: str, overrides: list[str]) -> RunConfig:
     return from_dict(mechanism.load(path, overrides))
 
 
-__all__ = ["MAY_CHANGE", "ConfigError", "RunConfig", "TrainConfig", "differences", "from_dict", "load"]
+__all__ = [
+    "MAY_CHANGE",
+    "ConfigError",
+    "RunConfig",
+    "TrainConfig",
+    "differences",
+    "from_dict",
+    "load",
+]

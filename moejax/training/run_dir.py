@@ -132,7 +132,9 @@ def read_record(path: pathlib.Path) -> dict[str, Any]:
         record = json.loads(file.read_text())
         record["config"], record["data"]["fingerprint"], record["fingerprint"]
     except FileNotFoundError:
-        raise UserError(f"{str(path)!r}: no run is there (no {CONFIG}); give a run's folder") from None
+        raise UserError(
+            f"{str(path)!r}: no run is there (no {CONFIG}); give a run's folder"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{str(file)!r}: cannot be read ({error}); restore the file") from None
     return record
@@ -168,7 +170,10 @@ def _revision() -> str | None:
         ["git", *words], cwd=folder, capture_output=True, text=True, timeout=10
     )
     try:
-        head, state = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", str(folder.parent))
+        head, state = (
+            git("rev-parse", "HEAD"),
+            git("status", "--porcelain", "--", str(folder.parent)),
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     if head.returncode:

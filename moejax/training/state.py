@@ -87,7 +87,9 @@ def _like_params(opt_state: Tree, params: Tree, partition: Tree) -> Tree:
     A leaf belongs to the parameter whose path its own path ends with, if the shapes agree too.
     """
     names = lambda path: tuple(part.key for part in path if hasattr(part, "key"))
-    leaves = zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(partition), strict=True)
+    leaves = zip(
+        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(partition), strict=True
+    )
     known = {names(path): (leaf.shape, part) for (path, leaf), part in leaves}
 
     def lookup(path, leaf):

@@ -29,9 +29,7 @@ def test_position_zero_turns_nothing_and_norms_stay():
 def test_products_depend_on_the_distance_alone():
     query, key = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
     at = lambda x, position: np.asarray(turn(x, jnp.array([[position]]), 1e4)).reshape(-1)
-    np.testing.assert_allclose(
-        at(query, 9) @ at(key, 4), at(query, 105) @ at(key, 100), rtol=1e-4
-    )
+    np.testing.assert_allclose(at(query, 9) @ at(key, 4), at(query, 105) @ at(key, 100), rtol=1e-4)
 
 
 def test_narrow_types_come_back_narrow():

@@ -1,4 +1,4 @@
-"""Sampling: greedy continuations are the arg-max of the full pass, ids stay inside the vocabulary."""
+"""Sampling: greedy rows are the arg-max of the full pass, ids stay inside the vocabulary."""
 
 import jax
 import jax.numpy as jnp

@@ -102,9 +102,7 @@ def test_cached_decoding_equals_the_full_pass(moe):
     config, variables = moe
     tokens = jnp.stack([TOKENS[0], TOKENS[0, ::-1]])
     full = forward(config, variables, tokens).logits
-    step = jax.jit(
-        lambda tokens, cache: Transformer(config).apply(variables, tokens, cache=cache)
-    )
+    step = jax.jit(lambda tokens, cache: Transformer(config).apply(variables, tokens, cache=cache))
     # A prompt of six at once, then one token after another.
     out = step(tokens[:, :6], init_cache(config, 2, LENGTH))
     assert tiny.relative_error(out.logits, full[:, :6]) < 1e-5
@@ -137,28 +135,28 @@ def test_auxiliary_losses_add_up_over_layers(moe):
     assert 1.5e-4 < float(out.aux_loss) < 4e-4
 
 
-@pytest.fixture(scope="module")
-def remat_gradients():
-    @functools.cache
-    def gradients(remat):
-        config = tiny.moe_config(num_layers=1, first_k_dense=0, remat=remat)
-        variables = tiny.variables(config)
+@functools.cache
+def loss_gradients(remat, dispatch):
+    config = tiny.moe_config(num_layers=1, first_k_dense=0, remat=remat, dispatch=dispatch)
+    variables = tiny.variables(config)
 
-        @jax.jit
-        def run(params):
-            out = Transformer(config).apply(
-                {**variables, "params": params}, TOKENS, TOKENS[:, ::-1], method=Transformer.loss
-            )
-            return out.nll + out.aux_loss
+    def loss(params):
+        out = Transformer(config).apply(
+            {**variables, "params": params}, TOKENS, TOKENS[:, ::-1], method=Transformer.loss
+        )
+        return out.nll + out.aux_loss
 
-        return jax.jit(jax.grad(run))(variables["params"])
-
-    return gradients
+    return jax.jit(jax.grad(loss))(variables["params"])
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
-def test_rematerialisation_changes_no_gradient(remat_gradients, remat):
-    tiny.assert_trees_close(remat_gradients(remat), remat_gradients("none"), 1e-5)
+SLOW = [("dots", "dense_loop"), ("full", "blocks"), ("dots", "blocks")]
+REMAT = [("full", "dense_loop"), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
+
+
+@pytest.mark.parametrize(("remat", "dispatch"), REMAT)
+def test_rematerialisation_changes_no_gradient(remat, dispatch):
+    wanted = loss_gradients("none", dispatch)
+    tiny.assert_trees_close(loss_gradients(remat, dispatch), wanted, 1e-5)
 
 
 def test_a_tied_head_is_the_embeddings_transpose():

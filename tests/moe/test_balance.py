@@ -34,9 +34,7 @@ def test_load_fractions_count_valid_tokens_only():
     # Valid are tokens 0 and 2: experts 0, 1 and 0, 2 of four assignments.
     expert = jnp.array([[0, 1], [3, 3], [0, 2]])
     valid = jnp.array([True, False, True])
-    np.testing.assert_array_equal(
-        balance.load_fractions(expert, valid, 4), [0.5, 0.25, 0.25, 0]
-    )
+    np.testing.assert_array_equal(balance.load_fractions(expert, valid, 4), [0.5, 0.25, 0.25, 0])
     nothing = balance.load_fractions(expert, jnp.zeros(3, bool), 4)
     np.testing.assert_array_equal(nothing, np.zeros(4))
 

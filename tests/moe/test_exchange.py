@@ -7,6 +7,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import tiny
 
@@ -61,3 +62,20 @@ def test_three_gathers_and_one_scatter(mesh):
 def test_one_device_has_no_collectives():
     names = ("shard_map", "all_gather", "reduce_scatter", "psum")
     assert not any(collectives(MeshConfig(), names).values())
+
+
+@pytest.mark.parametrize("dispatcher", ["blocks", "capacity"])
+def test_a_batch_that_cannot_be_spread_is_computed_all_the_same(dispatcher):
+    # Three rows on two devices along data, two along expert, two along tensor.
+    config = tiny.moe_config(dispatch=dispatcher, moe={"capacity_factor": 0.5}).moe
+    run = jax.jit(functools.partial(exchange, functools.partial(dispatch, config, 4)))
+    rng = np.random.default_rng(0)
+    draw = lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    expert = rng.permuted(np.tile(np.arange(8), (12, 1)), axis=1)[:, :2].astype(np.int32)
+    inputs = draw((3, 4, 16)), expert, draw((12, 2)), jax.tree.map(lambda w: draw(w.shape), WEIGHTS)
+    wanted, drops = run(*inputs)
+    with jax.set_mesh(make_mesh(MeshConfig(data=2, expert=2, tensor=2))):
+        got, dropped = run(*inputs)
+    assert tiny.relative_error(got, wanted) < 1e-5
+    assert float(dropped) == float(drops)
+    assert (float(drops) > 0) == (dispatcher == "capacity")

@@ -20,7 +20,10 @@ from moejax.moe.routers import DeepSeekV3Options, SoftmaxTopKOptions
         ({"num_shared_experts": -1}, "moe.num_shared_experts"),
         ({"router": DeepSeekV3Options(num_groups=3)}, "router.num_groups"),
         ({"top_k": 1}, "router.normalize_gates"),
-        ({"top_k": 1, "router": SoftmaxTopKOptions(normalize_gates=True)}, "router.normalize_gates"),
+        (
+            {"top_k": 1, "router": SoftmaxTopKOptions(normalize_gates=True)},
+            "router.normalize_gates",
+        ),
     ],
 )
 def test_refusals(changes, field):

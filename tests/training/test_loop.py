@@ -19,10 +19,22 @@ from moejax.cost.ledger import PHASES
 from moejax.training import restore
 from moejax.training.metrics import read_metrics
 
-SUMMARY = (
-    "status step tokens loss val_loss val_bits_per_byte baselines tokens_per_second "
-    "compile_seconds mfu peak_flops dispatch dollars fingerprint"
-).split()
+SUMMARY = [
+    "status",
+    "step",
+    "tokens",
+    "loss",
+    "val_loss",
+    "val_bits_per_byte",
+    "baselines",
+    "tokens_per_second",
+    "compile_seconds",
+    "mfu",
+    "peak_flops",
+    "dispatch",
+    "dollars",
+    "fingerprint",
+]
 
 
 @pytest.fixture(scope="module")

@@ -39,9 +39,7 @@ def dispatch(
         case "dense_loop":
             return dense_loop(x, expert, gate, weights)
         case "capacity":
-            slots = expert_capacity(
-                group, config.top_k, config.num_experts, config.capacity_factor
-            )
+            slots = expert_capacity(group, config.top_k, config.num_experts, config.capacity_factor)
             return capacity(x, expert, gate, weights, group=group, slots=slots)
         case "blocks":
             size = config.block_size or default_block_size(expert.size, config.num_experts)

@@ -11,7 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from moejax.moe.experts import ExpertWeights, swiglu, swiglu_gradient
 

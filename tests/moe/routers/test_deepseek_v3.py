@@ -151,9 +151,9 @@ def test_sequence_loss_by_hand():
     row1 = [[0.8, 0.8, 0.2, 0.2], [0.1, 0.1, 0.4, 0.4]]
     scores = np.array([row0, row1, row0])
     valid = [[True, True], [True, True], [False, False]]
-    loss = lambda rows: route(
-        scores[rows], 2, valid=[valid[i] for i in rows], sequence_loss_weight=0.01
-    ).aux_loss
+    loss = lambda rows: (
+        route(scores[rows], 2, valid=[valid[i] for i in rows], sequence_loss_weight=0.01).aux_loss
+    )
     np.testing.assert_allclose(loss([0, 1, 2]), 0.0125, rtol=1e-6)
     np.testing.assert_allclose(loss([0]), 0.015, rtol=1e-6)
     np.testing.assert_allclose(loss([1]), 0.01, rtol=1e-6)
