@@ -131,7 +131,10 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         if len(args) == 2 and args[1] is Ellipsis:
             return tuple(_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
         check(len(value) == len(args), where, value, f"must have {len(args)} entries")
-        return tuple(_convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value)))
+        return tuple(
+            _convert(a, v, f"{where}[{i}]")
+            for i, (a, v) in enumerate(zip(args, value, strict=True))
+        )
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         check(abs(value) <= sys.float_info.max, where, "...", "is too large for a number")
         value = float(value)
@@ -213,7 +216,7 @@ def _run_get_config(path: pathlib.Path) -> dict[str, Any]:
     except Exception as error:  # the user's own file may raise anything
         line = _line_in(error, path)
         raise UserError(
-            f"--config = {str(path)!r}: {type(error).__name__} at line {line}: {error}; mend the file"
+            f"--config = {str(path)!r}: {type(error).__name__} at line {line}: {error}; mend it"
         ) from error
     finally:
         sys.path.remove(folder)

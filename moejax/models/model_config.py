@@ -126,7 +126,8 @@ class ModelConfig:
             f"holds {layers} layers, but model.num_layers = {self.num_layers}; make them agree",
         )  # fmt: skip
         check(
-            self.moe is not None or not any("moe" in kinds for kinds, _ in self.segments), "model.segments", self.segments,
+            self.moe is not None or not any("moe" in kinds for kinds, _ in self.segments),
+            "model.segments", self.segments,
             "has MoE layers, but the config has no block moe; add one",
         )  # fmt: skip
         check(

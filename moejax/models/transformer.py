@@ -222,10 +222,10 @@ def init_cache(config: ModelConfig, batch: int, max_length: int) -> Caches:
     """An empty cache for ``batch`` rows of up to ``max_length`` positions."""
     dtype = compute_dtype(config.dtype)
     heads = (config.attention.kv_heads, config.head_dim)
+    empty = lambda n: jnp.zeros((n, batch, max_length, *heads), dtype)
+    layer = lambda n: KeyValueCache(empty(n), empty(n), jnp.zeros(n, jnp.int32))
     cache: Caches = {"index": jnp.zeros((), jnp.int32)}
     for i, (kinds, repeats) in enumerate(config.layout):
-        empty = lambda n: jnp.zeros((n, batch, max_length, *heads), dtype)
-        layer = lambda n: KeyValueCache(empty(n), empty(n), jnp.zeros(n, jnp.int32))
         cache[f"segment_{i}"] = {f"layer_{j}": layer(repeats) for j in range(len(kinds))}
     return cache
 

@@ -153,7 +153,7 @@ class Run:
         self._init, self._train_step, self._eval_step = programs
 
     def _begin(self) -> None:
-        """The first state, from the last checkpoint where there is one, and the batches after it."""
+        """The first state, from the last checkpoint if there is one, and the batches after it."""
         train, data, position = self.config.train, self.config.data, 0
         if self.directory.resumed and self.checkpoints.steps():
             restored = self.checkpoints.restore(self.abstract)
@@ -209,7 +209,7 @@ class Run:
         return status
 
     def _due(self, step: int) -> bool:
-        """Whether a validation or a checkpoint follows the step, so that it has to be done first."""
+        """Whether a validation or a checkpoint follows the step, which has to be done first."""
         train = self.config.train
         validate = train.eval_every > 0 and step % train.eval_every == 0
         return validate or self.config.checkpoint.due(step, train.steps)
