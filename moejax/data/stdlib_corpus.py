@@ -29,7 +29,8 @@ LEFT_OUT = {
 def library_files(root: pathlib.Path) -> list[tuple[str, bytes]]:
     """Relative path and content of each UTF-8 ``.py`` file of the library, sorted by path.
 
-    Tests, installed packages, character tables and the files that record how this Python was built are left out.
+    Tests, installed packages, character tables and the files that record how this Python was
+    built are left out.
     """
     files = []
     for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix()):

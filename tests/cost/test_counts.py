@@ -186,7 +186,10 @@ def configs(draw):
     moe = None
     if draw(st.booleans()):
         experts = size(2, 16)
-        moe = MoEConfig(experts, size(1, experts), size(1, 64), num_shared_experts=size(0, 3))
+        top_k, width, shared = size(1, experts), size(1, 64), size(0, 3)
+        moe = MoEConfig(
+            experts, top_k, width, num_shared_experts=shared, router=SoftmaxTopKOptions()
+        )
     return ModelConfig(
         vocab_size=size(1, 1000), d_model=2 * size(1, 64), num_layers=layers,
         d_ff=size(1, 256), first_k_dense=size(0, layers), moe=moe,
