@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
             "router": {"name": "deepseek_v3", "bias_step": 0.01, "routed_scale": 1.0},
             "data": {"source": "stdlib", "tokenizer": "bpe", "bpe_vocab_size": 2048},
             "train": {
-                "steps": 240,
+                "steps": 280,
                 "batch_size": 32,
                 "seq_len": 128,
                 "log_every": 10,
