@@ -21,11 +21,12 @@ def get_config() -> ml_collections.ConfigDict:
             "router": {"name": "deepseek_v3", "bias_step": 0.01, "routed_scale": 1.0},
             "data": {"source": "stdlib", "tokenizer": "bpe", "bpe_vocab_size": 2048},
             "train": {
-                "steps": 280,
+                "steps": 260,
                 "batch_size": 32,
                 "seq_len": 128,
                 "log_every": 10,
-                "eval_every": 40,
+                "eval_every": 65,
+                "eval_batches": 4,
                 "sample_prompt": "def ",
                 "sample_tokens": 120,
             },
@@ -37,7 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "decay_fraction": 0.4,
                 "final_fraction": 0.0,
             },
-            "checkpoint": {"every_steps": 80},
+            "checkpoint": {"every_steps": 65},
             "cost": {"final": True},
         }
     )
