@@ -10,7 +10,7 @@ from moejax.models.model_config import ModelConfig
 
 # Assumed where nothing was measured. Published: DeepSeek-V3 38.94 % on 2048 H800 (ISCA 2025,
 # table 4), Llama-3.1-405B 34.6 % over its whole bill (model card).
-DEFAULT_MFU = {"cpu": 0.3}
+DEFAULT_MFU = {"cpu": 0.15}  # the quickstart on two shared cores: 0.12 to 0.22
 DEFAULT_MFU_ELSEWHERE = 0.35
 ADAM_BYTES = 8  # two FP32 moments of a parameter
 
