@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from moejax.config import UserError
 
@@ -24,13 +24,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"moejax {options.command}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"moejax {options.command}: interrupted", file=sys.stderr)
+        return 1
     except BrokenPipeError:
         sys.stderr.close()
         return 1
 
 
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; {self.prog} --help lists what there is\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="moejax", description="Cost-efficient Mixture-of-Experts training, with its bill."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -86,12 +96,15 @@ def _print(options: argparse.Namespace, result: dict[str, Any], text: str) -> No
 
 def _train(options: argparse.Namespace) -> int:
     from moejax.analysis.curves import loss_over_dollars
-    from moejax.training import loop, report, run_config
+    from moejax.training import report, run_config
+    from moejax.training.loop import RunFailed
+    from moejax.training.train import train
 
     try:
-        summary = loop.train(run_config.load(options.config, options.overrides), options.workdir)
+        config = run_config.load(options.config, options.overrides)
+        summary = train(config, options.workdir, bill_process=True)
         loss_over_dollars(options.workdir)
-    except loop.RunFailed as error:
+    except RunFailed as error:
         print(f"moejax train: the run failed: {error}", file=sys.stderr)
         return 1
     _print(options, summary, report.format_summary(summary, options.workdir))

@@ -25,6 +25,9 @@ T = TypeVar("T")
 class UserError(Exception):
     """A mistake that the user can mend; shown as one line, and the process exits with status 2."""
 
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.split("\n")))
+
 
 class ConfigError(UserError):
     """A config field that cannot be used.
@@ -37,7 +40,7 @@ class ConfigError(UserError):
 
     def __init__(self, field: str, value: Any, remedy: str):
         self.field, self.value, self.remedy = field, value, remedy
-        super().__init__(f"{field} = {value!r}: {remedy}".replace("\n", " "))
+        super().__init__(f"{field} = {value!r}: {remedy}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -37,7 +37,7 @@ BAD_SETTINGS = {
     "unknown region": ("cost.region=frnace", "cost.region", "france"),
     "no value": ("train.steps", "--config.train.steps", "--config.FIELD=VALUE"),
     "value as block": ("model.vocab_size.x=3", "model.vocab_size", "is a value"),
-    "seed below zero": ("seed=-1", "seed", "below zero"),
+    "seed below zero": ("seed=-1", "seed = -1", "from 0 to below 2**32"),
 }
 
 

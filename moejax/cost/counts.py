@@ -1,10 +1,9 @@
 """Parameters, FLOPs and cache bytes of a model from its config alone: no device, no arrays.
 
-FLOPs follow one convention throughout (FACTS.md, section 2), the one that reproduces published
-figures: forward = 2 x the matrix-product parameters that a token really passes, plus causal
-attention, in which a query sees half of the sequence on average; training = 3 x forward. The head
-counts (when tied, too), the embedding look-up does not. Not counted: rematerialisation, padding,
-dropped capacity, the optimizer.
+FLOPs follow one convention throughout, the one that reproduces published figures: forward = 2 x the
+matrix-product parameters that a token really passes, plus causal attention, in which a query sees
+half of the sequence on average; training = 3 x forward. The head counts (when tied, too), the
+embedding look-up does not. Not counted: rematerialisation, padding, dropped capacity, optimizer.
 """
 
 import dataclasses

@@ -87,6 +87,7 @@ class Checkpointer:
         self.directory = pathlib.Path(directory).absolute()
         self.config = config or CheckpointConfig()
         self._on_error = on_error
+        self._damaged: set[int] = set()  # found by a restore; they do not count as kept
         self._orbax = ocp.StandardCheckpointer()
         self._thread: threading.Thread | None = None
         self._failure: CheckpointError | None = None
@@ -232,7 +233,8 @@ class Checkpointer:
             )
 
     def _delete_old(self, step: int) -> None:
-        losses = {s: loss for s, loss in self._losses().items() if s <= step}
+        sound = lambda s: s <= step and (s == step or s not in self._damaged)
+        losses = {s: loss for s, loss in self._losses().items() if sound(s)}
         best = sorted((s for s in losses if losses[s] is not None), key=lambda s: (losses[s], -s))
         keep = {step, *sorted(losses)[-self.config.keep_newest :], *best[: self.config.keep_best]}
         for other in self._folders():
@@ -307,6 +309,7 @@ class Checkpointer:
                 self.verify(candidate)
             except CheckpointError as error:
                 refused.append(str(error))
+                self._damaged.add(candidate)
                 continue
             if refused:
                 refused.append(f"going back to the checkpoint of step {candidate}")

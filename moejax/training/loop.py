@@ -1,4 +1,4 @@
-"""The training loop, from a config to a finished run directory."""
+"""The training loop of one run; ``moejax.training.train`` opens and closes what it stands on."""
 
 import json
 import math
@@ -19,7 +19,6 @@ from moejax.training import prepare, run_dir
 from moejax.training.checkpoints import Checkpointer, CheckpointError
 from moejax.training.metrics import MetricWriter
 from moejax.training.progress import Progress
-from moejax.training.run_config import RunConfig
 from moejax.training.signals import StopRequest
 from moejax.training.state import TrainState, make_init
 from moejax.training.step import Batch, StepMetrics, make_eval_step, make_train_step
@@ -35,53 +34,6 @@ class NonFiniteLoss(RunFailed):
     """A loss or a gradient that is not a finite number."""
 
 
-def train(config: RunConfig, workdir: str) -> dict[str, Any]:
-    """Trains a model, or goes on with the run that ``workdir`` holds.
-
-    Args:
-      config: the run.
-      workdir: its folder.
-
-    Returns:
-      What ``summary.json`` holds.
-
-    Raises:
-      UserError: a config, corpus or folder that cannot be used; nothing has been written then.
-      RunFailed: the run stopped on an error; its last good checkpoint stands.
-    """
-    path = run_dir.check_workdir(workdir)
-    setup = prepare.prepare(config)
-    directory = run_dir.open_run(path, setup.config, setup.dataset)
-    done = directory.finished()
-    if done is not None:
-        print(f"{workdir}: the run is complete; nothing to do", file=sys.stderr)
-        return done
-    directory.create(setup.dataset)
-    billing = setup.billing
-    ledger = Ledger.open(
-        path / run_dir.LEDGER, run_id=path.name, stage=config.stage, hardware=billing.hardware,
-        devices=billing.devices, price=billing.price, peak_flops=billing.peak_flops,
-        final=config.cost.final, region=config.cost.region,
-    )  # fmt: skip
-    status = "failed"
-    try:
-        with StopRequest() as stop, jax.set_mesh(setup.mesh):
-            run = Run(setup, directory, ledger, stop)
-            try:
-                status = run.train()
-                run.finish(status)
-            finally:
-                run.close()
-    except KeyboardInterrupt:
-        status = "interrupted"
-        raise RunFailed("interrupted before the step ended; the last checkpoint stands") from None
-    finally:
-        ledger.close(status)
-    summary = run.summary(status)
-    directory.write_summary(summary)
-    return summary
-
-
 class Run:
     """One process's part of a run: what the loop holds, and what it does step by step."""
 
@@ -94,9 +46,11 @@ class Run:
     ):
         self.setup, self.directory, self.ledger, self.stop = setup, directory, ledger, stop
         self.config = setup.config
-        self.step = 0
+        self.step = self.tokens = 0
+        self.val_step: int | None = None
         self.loss = self.val_loss = math.nan
         self.samples: list[str] = []
+        self._baselines = baselines(setup.dataset)
         self.rate = 0.0  # tokens per second of training, over the last logged interval
         self._mark = (0.0, 0)
         self._failed_saves: list[str] = []
@@ -104,8 +58,11 @@ class Run:
             directory.path / run_dir.CHECKPOINTS, self.config.checkpoint, self._save_failed
         )
         self.progress: Progress | None = None
+
+    def start(self) -> None:
+        """Says what is to come, compiles, and restores or initialises the state."""
         self._announce()
-        with ledger.phase("compile"):
+        with self.ledger.phase("compile"):
             self._compile()
         self._begin()
 
@@ -117,8 +74,10 @@ class Run:
                 "chosen by auto: it drops nothing, anywhere" if moe.dispatch == "auto" else "config"
             )
             lines.append(f"dispatch    {moe.chosen_dispatch} ({how})")
-        if "warning" in self.setup.dataset.provenance:
-            lines.append(f"warning: {self.setup.dataset.provenance['warning']}")
+        provenance = self.setup.dataset.provenance
+        if "warning" in provenance:
+            lines.append(f"warning: {provenance['warning']}")
+        lines += self.directory.changes
         for text in lines:
             self._say(text)
 
@@ -139,6 +98,13 @@ class Run:
             (parts, train.batch_size // parts, width), np.int32, sharding=self._rows
         )
         batch = lambda parts: Batch(*[shape(parts)] * len(FIELDS))
+        # A validation batch is as large as a micro-batch: what trains in memory also validates.
+        part = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                (1, *leaf.shape[1:]), leaf.dtype, sharding=self._rows
+            ),
+            batch(train.micro_batches),
+        )
         step = make_train_step(config.model, setup.optimizer, setup.schedule)
         state_shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
         lowered = (
@@ -146,7 +112,7 @@ class Run:
             jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None)).lower(
                 self.abstract, batch(train.micro_batches)
             ),
-            jax.jit(make_eval_step(config.model)).lower(self.abstract, batch(1)),
+            jax.jit(make_eval_step(config.model)).lower(self.abstract, part),
         )
         with ThreadPoolExecutor(len(lowered)) as pool:
             programs = list(pool.map(lambda program: program.compile(), lowered))
@@ -159,7 +125,9 @@ class Run:
             restored = self.checkpoints.restore(self.abstract)
             self.state, self.step = restored.state, restored.step
             self.val_loss = restored.extra["val_loss"] or math.nan
-            self.loss, position = restored.extra["loss"], restored.extra["data_position"]
+            self.loss, self.tokens = restored.extra["loss"], restored.extra["tokens"]
+            position = restored.extra["data_position"]
+            self.val_step = restored.extra["val_step"]
             for text in restored.messages:
                 self._say(text)
             self._say(f"resuming at step {self.step} of {train.steps}")
@@ -239,6 +207,7 @@ class Run:
         log = step % train.log_every == 0 or step == train.steps or step == 1
         fetched = jax.device_get(metrics if log else metrics.replace(router_stats={}))
         tokens = int(fetched.targets)
+        self.tokens += tokens
         self.ledger.add(tokens=tokens, model_flops=tokens * flops, steps=1)
         self.loss = float(fetched.loss)
         if not (math.isfinite(self.loss) and math.isfinite(fetched.gradient_norm)):
@@ -259,7 +228,7 @@ class Run:
             "aux_loss": float(metrics.aux_loss),
             "gradient_norm": float(metrics.gradient_norm),
             "learning_rate": float(metrics.learning_rate),
-            "tokens": ledger.total_tokens,
+            "tokens": self.tokens,
             "tokens_per_second": self.rate,
             "mfu": mfu,
             "peak_flops": billing.peak_flops,
@@ -270,7 +239,8 @@ class Run:
         values |= {f"router/{k}": v for k, v in router_health(metrics.router_stats).items()}
         self.writer.write(step, values)
         train = self.config.train
-        left = (train.steps - step) * train.batch_size * train.seq_len / max(self.rate, 1e-9)
+        planned = prepare.planned_tokens(self.setup) / train.steps
+        left = (train.steps - step) * planned / max(self.rate, 1e-9)
         dollars_left = left / 3600 * billing.devices * billing.price.dollars_per_hour
         self.progress.update(
             step, loss=self.loss, tokens_per_second=self.rate, mfu=mfu,
@@ -280,6 +250,7 @@ class Run:
 
     def _diverged(self, step: int, metrics: StepMetrics, batch: dict[str, np.ndarray]) -> None:
         """Leaves what is needed to look into a loss that is not finite, and stops the run."""
+        self.checkpoints.finalize()
         last_good = self.checkpoints.latest_step()
         record = {
             "step": step,
@@ -311,17 +282,21 @@ class Run:
         dataset, train = self.setup.dataset, self.config.train
         with self.ledger.phase("eval"):
             batches = validation_batches(
-                dataset.validation, batch_size=train.batch_size, max_batches=max_batches or None,
-                process_index=jax.process_index(), process_count=jax.process_count(),
-            )  # fmt: skip
+                dataset.validation,
+                batch_size=train.batch_size // train.micro_batches,
+                max_batches=max_batches or None,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            )
             parts = [self._eval_step(self.state, self._place(batch, 1)) for batch in batches]
             nll, targets = np.sum(np.asarray(jax.device_get(parts), np.float64), axis=0)
-        self.val_loss = float(nll / targets)
+        self.val_loss, self.val_step = float(nll / targets), self.step
         values = {"val_loss": self.val_loss, "val_bits_per_byte": self.bits_per_byte}
         self.writer.write(self.step, {**values, "dollars": self.ledger.total_dollars})
         self._say(
             f"validation after step {self.step}: {self.val_loss:.4f} nats/token, "
-            f"{self.bits_per_byte:.4f} bits/byte"
+            f"{self.bits_per_byte:.4f} bits/byte (gzip -9 {self._baselines['gzip']:.4f}, "
+            f"unigram {self._baselines['unigram']:.4f})"
         )
 
     @property
@@ -331,18 +306,17 @@ class Run:
         return self.val_loss / math.log(2) * dataset.validation_tokens / dataset.validation_bytes
 
     def _save(self) -> None:
-        known = math.isfinite(self.val_loss)
+        # Only a loss of this very state may make it the best one.
+        val_loss = self.val_loss if self.val_step == self.step else None
         extra = {
             "data_position": self.batches.position,
             "loss": self.loss,
-            "val_loss": self.val_loss if known else None,
-            "seed": self.config.seed,
-            "tokens": self.ledger.total_tokens,
+            "val_loss": self.val_loss if math.isfinite(self.val_loss) else None,
+            "val_step": self.val_step,
+            "tokens": self.tokens,
         }
         with self.ledger.phase("checkpoint"):
-            self.checkpoints.save(
-                self.step, self.state, extra, val_loss=self.val_loss if known else None
-            )
+            self.checkpoints.save(self.step, self.state, extra, val_loss=val_loss)
 
     def _save_failed(self, error: CheckpointError) -> None:
         """Training goes on without a checkpoint that could not be written, and says so."""
@@ -353,10 +327,11 @@ class Run:
         """The last validation, checkpoint and sample."""
         if status == "completed":
             self._validate(0)
-        if self.step not in self.checkpoints.steps():
-            self._save()
+        self._save()
         with self.ledger.phase("checkpoint"):
             self.checkpoints.finalize()
+        if self.step not in self.checkpoints.steps():
+            raise RunFailed(f"the last checkpoint was not saved: {self._failed_saves[-1]}")
         train = self.config.train
         if status == "completed" and train.sample_tokens:
             variables = {"params": self.state.params, "router_state": self.state.router_state}
@@ -382,11 +357,12 @@ class Run:
         return {
             "status": status,
             "step": self.step,
-            "tokens": ledger.total_tokens,
+            "tokens": self.tokens,
             "loss": finite(self.loss),
             "val_loss": finite(self.val_loss),
             "val_bits_per_byte": finite(self.bits_per_byte),
-            "baselines": baselines(dataset),
+            "val_step": self.val_step,
+            "baselines": self._baselines,
             "bytes_per_token": dataset.validation_bytes / dataset.validation_tokens,
             "tokens_per_second": ledger.tokens / train_seconds if train_seconds else 0.0,
             "compile_seconds": ledger.seconds["compile"],

@@ -1,5 +1,6 @@
 """``moejax plan``: which model, tokens and hardware the flags or the config mean."""
 
+import math
 from argparse import Namespace
 from typing import Any
 
@@ -8,6 +9,7 @@ from moejax.cost import hardware, prices
 from moejax.cost.plan import make_plan
 from moejax.models.presets import PRESETS
 from moejax.training import run_config
+from moejax.training.prepare import parameter_shards
 
 DEFAULT_HARDWARE, DEFAULT_SEQ_LEN = "h100_sxm", 4096
 
@@ -27,7 +29,8 @@ def plan(options: Namespace) -> dict[str, Any]:
     for name in ("tokens", "seq_len", "devices"):
         value = getattr(options, name)
         flag = f"--{name.replace('_', '-')}"
-        check(value is None or value > 0, flag, value, "must be above zero")
+        good = value is None or (value > 0 and math.isfinite(value))
+        check(good, flag, value, "must be a finite number above zero")
     return _of_config(options) if options.config else _of_model(options)
 
 
@@ -45,7 +48,7 @@ def _of_model(options: Namespace) -> dict[str, Any]:
         devices=options.devices or 1,
         price=prices.resolve(chip, options.price),
         mfu=options.mfu,
-        mfu_source="--mfu" if options.mfu else None,
+        mfu_source=None if options.mfu is None else "--mfu",
     )
 
 
@@ -59,10 +62,13 @@ def _of_config(options: Namespace) -> dict[str, Any]:
         device = jax.devices()[0]
         chip = hardware.detect(device.platform, device.device_kind)
     seq_len = options.seq_len or train.seq_len
-    mfu = options.mfu or cost.mfu
+    mfu = cost.mfu if options.mfu is None else options.mfu
     mesh = config.mesh
-    shards = mesh.fsdp * mesh.expert * mesh.tensor
-    devices = hardware.cpu_cores() if chip == "cpu" else max(1, mesh.data) * shards
+    rest = mesh.fsdp * mesh.expert * mesh.tensor
+    # mesh.data = 0 takes the devices that there are: those of --devices, in a plan.
+    copies = mesh.data or max(1, (options.devices or 1) // rest)
+    devices = hardware.cpu_cores() if chip == "cpu" else copies * rest
+    rows = train.batch_size // train.micro_batches // (copies * mesh.fsdp * mesh.expert)
     price = options.price if options.price is not None else cost.price
     return make_plan(
         config.model,
@@ -72,7 +78,8 @@ def _of_config(options: Namespace) -> dict[str, Any]:
         devices=options.devices or devices,
         price=prices.resolve(chip, price),
         mfu=mfu,
-        mfu_source=("--mfu" if options.mfu else "config") if mfu else None,
+        mfu_source=None if mfu is None else "config" if options.mfu is None else "--mfu",
         region=cost.region,
-        shards=shards,
+        shards=parameter_shards(config.model, seq_len, mesh),
+        tokens_per_device=max(1, rows) * seq_len,
     )

@@ -1,17 +1,20 @@
 """Everything a run needs before its first step; nothing here writes to the run directory."""
 
 import dataclasses
+import math
 import pathlib
 
 import jax
 import optax
 
-from moejax.config import check
+from moejax.config import UserError, check
 from moejax.cost import counts, hardware, prices
 from moejax.cost.plan import make_plan
 from moejax.data import TextDataset, epochs, open_dataset
+from moejax.models import ModelConfig
 from moejax.models.layers import compute_dtype
-from moejax.parallel import check_fits, make_mesh
+from moejax.moe.exchange import BATCH_AXES
+from moejax.parallel import MeshConfig, check_fits, make_mesh
 from moejax.training.optimizers import learning_rate, make_optimizer
 from moejax.training.run_config import RunConfig
 
@@ -64,6 +67,8 @@ def prepare(config: RunConfig) -> Setup:
     Raises:
       ConfigError: devices, mesh, batch, corpus or tokenizer do not fit the config.
     """
+    if jax.process_count() > 1:
+        raise UserError("a run of several processes is not possible yet; start one process")
     use_compilation_cache(config.data.cache_path / "xla")
     train = config.train
     mesh = make_mesh(config.mesh)
@@ -72,10 +77,16 @@ def prepare(config: RunConfig) -> Setup:
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
     billing = make_billing(config, mesh)
     dataset = open_dataset(config.data, seq_len=train.seq_len, vocab_size=config.model.vocab_size)
+    rows = len(dataset.train)
     check(
-        len(dataset.train) >= train.batch_size, "train.batch_size", train.batch_size,
-        f"is above the {len(dataset.train)} rows that the corpus fills; use a smaller batch, "
-        "shorter rows or more text",
+        rows >= train.batch_size, "train.batch_size", train.batch_size,
+        f"is above the {rows} rows that the corpus fills; use a smaller batch, shorter rows or "
+        "more text",
+    )  # fmt: skip
+    attention = config.model.attention.implementation
+    check(
+        attention != "cudnn" or mesh.devices.flat[0].platform == "gpu",
+        "model.attention.implementation", attention, "needs a GPU, and there is none; use 'auto'",
     )  # fmt: skip
     schedule = learning_rate(config.optim, train.steps)
     optimizer = make_optimizer(config.optim, train.steps)
@@ -89,7 +100,7 @@ def make_billing(config: RunConfig, mesh: jax.sharding.Mesh) -> Billing:
     if name == "auto":
         name = hardware.detect(device.platform, device.device_kind)
     # Virtual CPU devices share the host's cores, and cores are what is billed.
-    devices = hardware.cpu_cores() * jax.process_count() if name == "cpu" else mesh.size
+    devices = hardware.cpu_cores() if name == "cpu" else mesh.size
     peak, source = hardware.peak_flops(name, devices)
     counted = counts.count(config.model, config.train.seq_len)
     price = prices.resolve(name, config.cost.price)
@@ -100,7 +111,8 @@ def plan_run(setup: Setup) -> dict:
     """The bill before the run: see ``moejax.cost.plan.make_plan``."""
     config, billing = setup.config, setup.billing
     tokens = planned_tokens(setup)
-    shape = setup.mesh.shape
+    rows = config.train.batch_size // config.train.micro_batches
+    spread = math.prod(setup.mesh.shape[axis] for axis in BATCH_AXES)
     return make_plan(
         config.model,
         tokens=tokens,
@@ -113,8 +125,16 @@ def plan_run(setup: Setup) -> dict:
         region=config.cost.region,
         peak_flops=billing.peak_flops,
         peak_source=billing.peak_source,
-        shards=shape["fsdp"] * shape["expert"] * shape["tensor"],
+        shards=parameter_shards(config.model, config.train.seq_len, config.mesh),
+        tokens_per_device=max(1, rows // spread) * config.train.seq_len,
     )
+
+
+def parameter_shards(model: ModelConfig, seq_len: int, mesh: MeshConfig) -> float:
+    """Parts that a model's parameters are cut into on average; ``expert`` cuts the experts only."""
+    params = counts.count(model, seq_len).params
+    total, routed = sum(params.by_component.values()), params.by_component["routed_experts"]
+    return total / (routed / mesh.expert + total - routed) * mesh.fsdp * mesh.tensor
 
 
 def planned_tokens(setup: Setup) -> float:

@@ -1,6 +1,7 @@
 """A trained model back from its run directory, and text from it."""
 
 import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -32,7 +33,10 @@ def load(workdir: str | pathlib.Path) -> tuple[RunConfig, dict[str, Any]]:
             raise UserError(
                 f"--workdir = {str(workdir)!r}: the run has no checkpoint yet; train on"
             )
-        state = checkpoints.restore(abstract).state
+        restored = checkpoints.restore(abstract)
+    for text in restored.messages:
+        print(text, file=sys.stderr)
+    state = restored.state
     return config, {"params": state.params, "router_state": state.router_state}
 
 

@@ -74,7 +74,8 @@ class RunConfig:
     stage: str = "pretrain"
 
     def __post_init__(self) -> None:
-        check_not_negative("config", self, "seed")
+        # grain and jax would take a larger seed for a smaller one without a word.
+        check(0 <= self.seed < 2**32, "seed", self.seed, "must be from 0 to below 2**32")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready blocks, as a config file writes them: ``moe`` and ``router`` on their own."""

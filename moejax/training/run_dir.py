@@ -1,6 +1,8 @@
 """The run directory: what a run is, written once, and what came of it."""
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -8,7 +10,7 @@ import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import moejax
@@ -18,7 +20,7 @@ from moejax.training.manifest import write_whole
 from moejax.training.run_config import RunConfig, differences
 
 CONFIG, SUMMARY = "config.json", "summary.json"
-CHECKPOINTS, LEDGER, TOKENIZER = "checkpoints", "ledger.jsonl", "tokenizer"
+CHECKPOINTS, LEDGER, TOKENIZER, LOCK = "checkpoints", "ledger.jsonl", "tokenizer", ".lock"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
 
 
@@ -31,27 +33,36 @@ class RunDirectory:
       record: what ``config.json`` holds or will hold: ``config``, ``code``, ``packages``, ``data``
         and ``fingerprint``.
       resumed: whether the run was there before.
+      changes: lines that tell what a resumed run finds changed: versions, code.
     """
 
     path: pathlib.Path
     record: dict[str, Any]
     resumed: bool
+    changes: tuple[str, ...] = ()
 
-    def create(self, dataset: TextDataset) -> None:
-        """Writes the folder, its ``config.json`` and the tokenizer; nothing in it is changed if
-        the run is resumed, but for fields that may change.
+    @contextlib.contextmanager
+    def create(self, dataset: TextDataset) -> Iterator[None]:
+        """Writes the folder, its ``config.json`` and the tokenizer, and holds it for this process.
 
         Raises:
-          UserError: the folder cannot be written.
+          UserError: the folder cannot be written, or another process trains in it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            lock = open(self.path / LOCK, "w")  # noqa: SIM115
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not self.resumed:
                 tokenizers.save(dataset.tokenizer, self.path / TOKENIZER)
             self._write(CONFIG, self.record)
+        except BlockingIOError:
+            remedy = "another process trains in it; wait for its end, or choose another folder"
+            raise UserError(f"--workdir = {str(self.path)!r}: {remedy}") from None
         except OSError as error:
             remedy = f"cannot be written ({error.strerror}); choose another folder"
             raise UserError(f"--workdir = {str(self.path)!r}: {remedy}") from None
+        with lock:
+            yield
 
     def finished(self) -> dict[str, Any] | None:
         """The summary of a run that is complete; None while there is something left to do."""
@@ -118,7 +129,17 @@ def open_run(path: pathlib.Path, config: RunConfig, dataset: TextDataset) -> Run
             "the corpus is not the one that the run in --workdir began with; restore the text, "
             "or use a new --workdir",
         )  # fmt: skip
-    return RunDirectory(path, record, resumed=True)
+    # The record says what the run began with; what it goes on with is added, and said.
+    parts = ("code", "packages", "python", "machine")
+    versions = {name: record[name] for name in parts}
+    segments = old.get("resumed_with", [])
+    before = segments[-1] if segments else {name: old.get(name) for name in parts}
+    changed = differences(before, versions)
+    kept = {**old, "config": record["config"]}
+    if changed:
+        kept["resumed_with"] = [*segments, versions]
+    lines = (f"warning: changed since the run began: {'; '.join(changed)}",) if changed else ()
+    return RunDirectory(path, kept, resumed=True, changes=lines)
 
 
 def read_record(path: pathlib.Path) -> dict[str, Any]:
@@ -164,18 +185,17 @@ def describe(config: RunConfig, dataset: TextDataset) -> dict[str, Any]:
 
 
 def _revision() -> str | None:
-    """The git revision of this code, ``+`` where it was edited since; None outside a checkout."""
+    """The git revision of this code, ``+`` where it was edited; None for an installed copy."""
     folder = pathlib.Path(__file__).parent
     git = lambda *words: subprocess.run(
         ["git", *words], cwd=folder, capture_output=True, text=True, timeout=10
     )
     try:
-        head, state = (
-            git("rev-parse", "HEAD"),
-            git("status", "--porcelain", "--", str(folder.parent)),
-        )
+        tracked = git("ls-files", "--error-unmatch", pathlib.Path(__file__).name)
+        head = git("rev-parse", "HEAD")
+        state = git("status", "--porcelain", "--", str(folder.parent))
     except (OSError, subprocess.SubprocessError):
         return None
-    if head.returncode:
+    if tracked.returncode or head.returncode:
         return None
     return head.stdout.strip() + ("+" if state.stdout.strip() else "")

@@ -83,7 +83,7 @@ def test_a_tied_head_multiplies_but_is_held_once():
     assert tied.flops_per_token == untied.flops_per_token
 
 
-# FACTS.md, section 1: counted from the released configs; (total, active with both embeddings).
+# Counted from the released configs; (total, active with both embeddings).
 PUBLISHED = {
     "mixtral_8x7b": (PRESETS["mixtral_8x7b"], 46.70e9, 12.88e9),
     "olmoe_1b_7b": (OLMOE, 6.92e9, 1.28e9),
@@ -104,7 +104,7 @@ def test_parameters_of_published_models(name):
 
 
 def test_active_parameters_of_deepseek_moe_16b_in_three_conventions():
-    """FACTS.md, section 1: 2.41 / 2.62 / 2.83; the paper (arXiv 2401.06066) says 16.4B and 2.8B."""
+    """Counted: 2.41 / 2.62 / 2.83; the paper (arXiv 2401.06066) says 16.4B and 2.8B."""
     params = count(PRESETS["deepseek_moe_16b"], 4096).params
     assert params.active.no_embedding == pytest.approx(2.41e9, rel=0.005)
     assert params.active.with_head == pytest.approx(2.62e9, rel=0.005)

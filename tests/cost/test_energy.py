@@ -7,7 +7,7 @@ from moejax.cost import energy
 
 
 def test_an_h100_hour_by_hand():
-    """0.7 kW x 1.82 (server) x 0.75 (average power) x 1.25 (PUE) = 1.194 kWh (FACTS.md, 3)."""
+    """0.7 kW x 1.82 (server) x 0.75 (average power) x 1.25 (PUE) = 1.194 kWh (Epoch AI)."""
     kwh = energy.kilowatt_hours("h100_sxm", 1000)
     assert kwh == pytest.approx(1194.375)
     assert energy.carbon_kg(kwh, "france") == pytest.approx(1194.375 * 0.056)

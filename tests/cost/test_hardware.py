@@ -43,7 +43,7 @@ def test_an_unknown_chip_offers_the_nearest():
 
 
 def test_peaks_are_dense_and_for_all_devices():
-    """H800: 989.4 TFLOP/s dense BF16, as in FACTS.md; the sparse figure is twice that."""
+    """H800: 989.4 TFLOP/s dense BF16; the sparse figure is twice that."""
     assert peak_flops("h800_sxm", 2048) == (2048 * 989.4e12, "dense BF16, maker's data sheet")
     for chip in CHIPS.values():
         assert chip.fp8_flops is None or chip.fp8_flops == pytest.approx(2 * chip.bf16_flops, 0.001)

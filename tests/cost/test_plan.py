@@ -9,7 +9,7 @@ from moejax.config import ConfigError
 from moejax.cost import counts, plan, prices
 from moejax.models.presets import PRESETS
 
-V3_FLOPS_PER_TOKEN = 250.45e9  # counted, no MTP, s = 4096 (FACTS.md, section 2; ISCA 2025: 250)
+V3_FLOPS_PER_TOKEN = 250.45e9  # counted, no MTP, s = 4096 (ISCA 2025, table 2: 250)
 
 
 def v3(**changes):
@@ -40,7 +40,7 @@ def test_hours_do_not_depend_on_the_number_of_devices_but_days_do():
 
 @pytest.mark.parametrize("price, millions", [(33_800, 4.5), (44_750, 5.9)])
 def test_v3_by_the_owned_lens(price, millions):
-    """FACTS.md, section 3: V3's 2,788K hours by Epoch's formula, about $4.5M / $5.9M."""
+    """V3's 2,788K hours by Epoch's formula, about $4.5M / $5.9M."""
     found = plan.owned_dollars("h800_sxm", 2.788e6, purchase_dollars=price)
     assert found == pytest.approx(millions * 1e6, rel=0.01)
 

@@ -1,0 +1,84 @@
+"""From a config to a finished run directory: what opens, runs and closes a run."""
+
+import sys
+import time
+from typing import Any
+
+import jax
+
+from moejax.config import UserError
+from moejax.cost.ledger import Ledger, process_age
+from moejax.training import prepare, run_dir
+from moejax.training.loop import Run, RunFailed
+from moejax.training.run_config import RunConfig
+from moejax.training.signals import StopRequest
+
+
+def train(config: RunConfig, workdir: str, *, bill_process: bool = False) -> dict[str, Any]:
+    """Trains a model, or goes on with the run that ``workdir`` holds.
+
+    Args:
+      config: the run.
+      workdir: its folder.
+      bill_process: charge the time since this process began as start-up, not just since this
+        call: for a process that does nothing else.
+
+    Returns:
+      What ``summary.json`` holds.
+
+    Raises:
+      UserError: a config, corpus or folder that cannot be used; nothing has been written then.
+      RunFailed: the run stopped on an error or was interrupted; its last good checkpoint stands.
+    """
+    begun = time.monotonic() - (process_age() if bill_process else 0.0)
+    path = run_dir.check_workdir(workdir)
+    setup = prepare.prepare(config)
+    directory = run_dir.open_run(path, setup.config, setup.dataset)
+    done = directory.finished()
+    if done is not None:
+        print(f"{workdir}: the run is complete; nothing to do", file=sys.stderr)
+        return done
+    with directory.create(setup.dataset):
+        billing = setup.billing
+        ledger = Ledger.open(
+            path / run_dir.LEDGER,
+            run_id=path.name,
+            stage=config.stage,
+            hardware=billing.hardware,
+            devices=billing.devices,
+            price=billing.price,
+            peak_flops=billing.peak_flops,
+            final=config.cost.final,
+            region=config.cost.region,
+            backfill_seconds=time.monotonic() - begun,
+        )
+        return _run(setup, directory, ledger)
+
+
+def _run(setup: prepare.Setup, directory: run_dir.RunDirectory, ledger: Ledger) -> dict[str, Any]:
+    """The run itself, from an open ledger to a closed one, whatever happens."""
+    status, run = "failed", None
+    try:
+        with StopRequest() as stop, jax.set_mesh(setup.mesh):
+            run = Run(setup, directory, ledger, stop)
+            try:
+                run.start()
+                status = run.train()
+                run.finish(status)
+            except BaseException:
+                status = "failed"
+                raise
+            finally:
+                run.close()
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise RunFailed("interrupted before the step ended; the last checkpoint stands") from None
+    except (UserError, OSError, jax.errors.JaxRuntimeError) as error:
+        # The config was good, so what went wrong now is the run's: a full disk, no memory.
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        raise RunFailed(first[0]) from error
+    finally:
+        ledger.close(status)
+        if run is not None:
+            directory.write_summary(run.summary(status))
+    return run.summary(status)
