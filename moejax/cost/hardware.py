@@ -5,7 +5,9 @@ On a CPU the device that is billed is one core (a cloud's vCPU), and its peak is
 """
 
 import dataclasses
+import math
 import os
+import pathlib
 import time
 
 from moejax.config import ConfigError, nearest
@@ -136,11 +138,22 @@ def detect(platform: str, device_kind: str) -> str:
     return name
 
 
-def cpu_cores() -> int:
-    """Cores that this process may run on: the number of devices billed on a CPU."""
+def cpu_cores(quota: pathlib.Path = pathlib.Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores that this process may use: the number of devices billed on a CPU.
+
+    The fewest of the machine's, those it is pinned to, and a container's quota, rounded up.
+
+    Args:
+      quota: Linux's file of the quota: microseconds of CPU time in a period, and the period.
+    """
+    cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    try:
+        time, period = quota.read_text().split()
+        return min(cores, math.ceil(int(time) / int(period)))
+    except (OSError, ValueError):  # no such file, or ``max``: no quota
+        return cores
 
 
 def measure_cpu_peak(seconds: float = 0.3) -> float:

@@ -23,7 +23,13 @@ from moejax.data import splits, store, tokenizers
 from moejax.data.baselines import gzip_bytes
 from moejax.data.cache import sha256_of
 from moejax.data.data_config import DataConfig
-from moejax.data.dataset import TextDataset, choose_tokenizer, dataset_fingerprint, split_of
+from moejax.data.dataset import (
+    TextDataset,
+    choose_tokenizer,
+    dataset_fingerprint,
+    provenance_of,
+    split_of,
+)
 from moejax.data.packing import Rows
 from moejax.data.tokenizers import Tokenizer
 
@@ -166,7 +172,7 @@ def _write_shards(
         "gzip_bytes": gzip_bytes(held_out),
         "splits": written,
         "sha256": {p.name: sha256_of(p) for p in beside},
-        "provenance": corpus.provenance,
+        "provenance": provenance_of(corpus, tokenizer),
     }
 
 

@@ -69,3 +69,11 @@ def test_measuring_takes_no_longer_than_it_says():
     assert 1e8 < hardware.measure_cpu_peak(seconds=0.05) < 1e14
     assert time.perf_counter() - start < 5.0  # generous: a busy machine
     assert hardware.cpu_cores() >= 1
+
+
+def test_a_containers_quota_bounds_the_cores(tmp_path):
+    quota = tmp_path / "cpu.max"
+    quota.write_text("50000 100000\n")  # half a core
+    assert hardware.cpu_cores(quota) == 1
+    quota.write_text("max 100000\n")
+    assert hardware.cpu_cores(quota) == hardware.cpu_cores(tmp_path / "missing") >= 1

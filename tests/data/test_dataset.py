@@ -108,7 +108,9 @@ def test_the_bpe_never_sees_held_out_text(config, monkeypatch):
 
 
 def test_a_model_vocabulary_may_be_larger_than_the_tokenizers_but_not_smaller(config):
-    assert open_dataset(config, seq_len=32, vocab_size=512).tokenizer.vocab_size == 257
+    dataset = open_dataset(config, seq_len=32, vocab_size=512)
+    assert dataset.tokenizer.vocab_size == 257
+    assert "warning" not in dataset.provenance
     with pytest.raises(ConfigError, match=r"model\.vocab_size = 256: .*'bytes'\) has 257 ids"):
         open_dataset(config, seq_len=32, vocab_size=256)
 
@@ -118,7 +120,9 @@ def test_a_given_tokenizer_with_too_many_ids_names_both(config, tmp_path):
     words = {f"word{i}": i for i in range(400)} | {"</s>": 400, "[UNK]": 401}
     hf.Tokenizer(hf.models.WordLevel(words, unk_token="[UNK]")).save(str(path))
     config = dataclasses.replace(config, tokenizer=str(path))
-    assert open_dataset(config, seq_len=2, vocab_size=402).tokenizer.separator == 400
+    dataset = open_dataset(config, seq_len=2, vocab_size=402)
+    assert dataset.tokenizer.separator == 400
+    assert "does not give the text back" in dataset.provenance["warning"]
     with pytest.raises(ConfigError) as error:
         open_dataset(config, seq_len=2, vocab_size=401)
     assert str(path) in str(error.value)
