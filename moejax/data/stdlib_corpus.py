@@ -77,7 +77,8 @@ def stdlib_corpus(root: pathlib.Path | None = None, version: str | None = None) 
     remedy = f"{root} has no Python source; use data.source 'text' with a data.path of your own"
     config.check(bool(files), "data.source", "stdlib", remedy)
     found = describe(files)
-    pinned = json.loads(MANIFESTS.read_text()).get(version)
+    manifests = json.loads(MANIFESTS.read_text())
+    pinned = manifests.get(version)
     provenance = {
         "source": "stdlib",
         "python": version,
@@ -85,7 +86,12 @@ def stdlib_corpus(root: pathlib.Path | None = None, version: str | None = None) 
         "manifest": found,
         "pinned": found == pinned if pinned else "unknown version",
     }
-    if pinned and found != pinned:
+    if not pinned:
+        provenance["warning"] = (
+            f"the standard library of Python {version} is not among the pinned ones "
+            f"({', '.join(manifests)}): compare runs by fingerprint only"
+        )
+    elif found != pinned:
         provenance["warning"] = (
             f"the standard library in {root} differs from the pinned one of Python {version} "
             f"(edited, or built by another distributor): compare runs by fingerprint only"
