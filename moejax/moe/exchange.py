@@ -21,7 +21,7 @@ BATCH_AXES = ("data", "fsdp", "expert")
 
 LocalDispatch = Callable[
     [Float[Array, "T D"], Int[Array, "T K"], Float[Array, "T K"], ExpertWeights],
-    tuple[Float[Array, "T D"], Float[Array, ""]],
+    Float[Array, "T D"],
 ]
 
 
@@ -31,7 +31,7 @@ def exchange(
     expert: Int[Array, "T K"],
     gate: Float[Array, "T K"],
     weights: ExpertWeights,
-) -> tuple[Float[Array, "B S D"], Float[Array, ""]]:
+) -> Float[Array, "B S D"]:
     """Runs a dispatcher over the current mesh, or directly where there is none.
 
     Args:
@@ -42,13 +42,12 @@ def exchange(
       weights: all experts.
 
     Returns:
-      The combined outputs, and the number of dropped assignments of the whole batch.
+      The combined outputs.
     """
     flat = x.reshape(-1, x.shape[-1])
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        y, dropped = local(flat, expert, gate, weights)
-        return y.reshape(x.shape), dropped
+        return local(flat, expert, gate, weights).reshape(x.shape)
     # A batch that cannot be spread, a single sampled text for example, is on every device.
     spread = x.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES) == 0
     rows = PartitionSpec(BATCH_AXES, None) if spread else PartitionSpec()
@@ -58,11 +57,10 @@ def exchange(
     run = jax.shard_map(
         functools.partial(_gathered if spread else _replicated, local),
         in_specs=(rows, rows, rows, specs),
-        out_specs=(rows, PartitionSpec()),
+        out_specs=rows,
         check_vma=False,
     )
-    y, dropped = run(flat, expert, gate, weights)
-    return y.reshape(x.shape), dropped
+    return run(flat, expert, gate, weights).reshape(x.shape)
 
 
 def _own(expert, weights):
@@ -75,13 +73,12 @@ def _own(expert, weights):
 def _gathered(local, x, expert, gate, weights):
     """One device's part of a batch that is spread, inside ``shard_map``."""
     gather = lambda values: jax.lax.all_gather(values, "expert", tiled=True)
-    y, dropped = local(gather(x), _own(gather(expert), weights), gather(gate), weights)
+    y = local(gather(x), _own(gather(expert), weights), gather(gate), weights)
     y = jax.lax.psum(y, "tensor")
-    y = jax.lax.psum_scatter(y, "expert", tiled=True)
-    return y, jax.lax.psum(dropped, BATCH_AXES)
+    return jax.lax.psum_scatter(y, "expert", tiled=True)
 
 
 def _replicated(local, x, expert, gate, weights):
     """One device's part of a batch that every device has, inside ``shard_map``."""
-    y, dropped = local(x, _own(expert, weights), gate, weights)
-    return jax.lax.psum(y, ("expert", "tensor")), jax.lax.psum(dropped, "expert")
+    y = local(x, _own(expert, weights), gate, weights)
+    return jax.lax.psum(y, ("expert", "tensor"))

@@ -3,9 +3,10 @@
 import functools
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from moejax.moe.dispatch import dispatch
+from moejax.moe.dispatch import dispatch, drop, expert_capacity
 from moejax.moe.exchange import exchange
 from moejax.moe.experts import Experts, SwiGLU
 from moejax.moe.moe_config import MoEConfig
@@ -48,8 +49,15 @@ class MoELayer(nn.Module):
         routing = router(RouterInputs(x, valid))
         experts = Experts(config.num_experts, config.d_expert, self.init_std, name="experts")
         weights = experts(x.shape[-1], x.dtype)
-        local = functools.partial(dispatch, config, x.shape[1])
-        y, dropped = exchange(local, x, routing.expert, routing.gate, weights)
+        expert, name, slots = routing.expert, config.chosen_dispatch, 0
+        dropped = jnp.zeros((), jnp.float32)
+        if name == "capacity":
+            slots = expert_capacity(x.shape[1], config.top_k, config.num_experts, config.capacity_factor)
+            expert, dropped = drop(
+                expert, routing.gate, num_experts=config.num_experts, group=x.shape[1], slots=slots
+            )
+        local = functools.partial(dispatch, name, slots=slots * x.shape[0])
+        y = exchange(local, x, expert, routing.gate, weights)
         if config.num_shared_experts:
             width = config.num_shared_experts * config.d_expert
             y += SwiGLU(width, self.init_std, name="shared")(x)

@@ -25,7 +25,6 @@ class MoEConfig:
         token (the reference), ``capacity`` gives each expert equally many slots a sequence and
         drops what does not fit, ``blocks`` drops nothing. ``auto`` is ``blocks``.
       capacity_factor: slots of an expert over its fair share of a sequence's assignments.
-      block_size: rows of a block; 0 chooses by the number of rows.
       router: options of the router.
     """
 
@@ -35,12 +34,11 @@ class MoEConfig:
     num_shared_experts: int = 0
     dispatch: Dispatch = "auto"
     capacity_factor: float = 1.25
-    block_size: int = 0
     router: RouterOptions = dataclasses.field(default_factory=DeepSeekV3Options)
 
     def __post_init__(self) -> None:
         check_positive("moe", self, "num_experts", "top_k", "d_expert", "capacity_factor")
-        check_not_negative("moe", self, "num_shared_experts", "block_size")
+        check_not_negative("moe", self, "num_shared_experts")
         check(
             self.top_k <= self.num_experts, "moe.top_k", self.top_k,
             f"is above moe.num_experts = {self.num_experts}; choose at most that many",

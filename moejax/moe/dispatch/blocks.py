@@ -72,7 +72,7 @@ def blocks(
     weights: ExpertWeights,
     *,
     block: int,
-) -> tuple[Float[Array, "T D"], Float[Array, ""]]:
+) -> Float[Array, "T D"]:
     """Runs every assignment through its expert, block by block.
 
     Args:
@@ -83,11 +83,10 @@ def blocks(
       block: rows of a block.
 
     Returns:
-      The combined outputs, and the number of dropped assignments: 0.
+      The combined outputs.
     """
     plan = plan_blocks(expert, weights.num_experts, block)
-    y = _expert_blocks(x, gate, weights.gate_up, weights.down, plan, block)
-    return y, jnp.zeros((), jnp.float32)
+    return _expert_blocks(x, gate, weights.gate_up, weights.down, plan, block)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))

@@ -1,12 +1,19 @@
 """Equally many slots for every expert in each sequence; what does not fit is dropped, counted."""
 
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from moejax.moe.dispatch.sorting import sort_assignments
 from moejax.moe.experts import ExpertWeights, apply_batched
+
+DropPolicy = Literal["position", "choice", "probability"]
+
+# Policies under which a later token can displace an earlier one.
+LEAKING_POLICIES = ("choice", "probability")
 
 
 def expert_capacity(group: int, top_k: int, num_experts: int, factor: float) -> int:
@@ -18,50 +25,89 @@ def expert_capacity(group: int, top_k: int, num_experts: int, factor: float) -> 
     return min(group, max(1, math.ceil(factor * group * top_k / num_experts)))
 
 
+def drop(
+    expert: Int[Array, "T K"],
+    gate: Float[Array, "T K"],
+    *,
+    num_experts: int,
+    group: int,
+    slots: int,
+    policy: DropPolicy = "position",
+) -> tuple[Int[Array, "T K"], Float[Array, ""]]:
+    """Takes away the assignments that find no slot: their index becomes E.
+
+    A group is a sequence, so that drops do not depend on how rows are spread over devices.
+
+    Args:
+      expert: chosen experts, groups one after another; E and above is padding and takes no slot.
+      gate: combine weights, which ``probability`` orders by.
+      num_experts: E.
+      group: tokens of a group; divides T.
+      slots: slots of an expert in a group.
+      policy: who comes first. ``position``: tokens in their order, a token's choices in theirs,
+        so that a later token never displaces an earlier one. ``choice``: all first choices before
+        any second (GShard, arXiv 2006.16668, algorithm 1). ``probability``: as ``choice``, tokens
+        in the order of their largest gate (V-MoE's batch-prioritised routing, arXiv 2106.05974,
+        section 4.1). The last two leak later tokens into earlier ones.
+
+    Returns:
+      The remaining choices, and how many were dropped.
+    """
+    top_k = expert.shape[1]
+    choices = expert.reshape(-1, group, top_k)
+    tokens = jnp.arange(group)[None, :, None]
+    if policy == "probability":
+        largest = jnp.max(gate.reshape(choices.shape), axis=-1)
+        priority = jnp.argsort(-largest, axis=1, stable=True)
+        tokens = jnp.argsort(priority, axis=1)[:, :, None]
+    if policy == "position":
+        turn = tokens * top_k + jnp.arange(top_k)
+    else:
+        turn = jnp.arange(top_k) * group + tokens
+    turn = jnp.broadcast_to(turn, choices.shape).reshape(len(choices), -1)
+
+    def kept_of_group(choices, turn):
+        in_turn = jnp.zeros_like(choices).at[turn].set(choices, unique_indices=True)
+        plan = sort_assignments(in_turn[:, None], num_experts)
+        start = plan.starts[jnp.minimum(in_turn, num_experts - 1)]
+        return ((plan.row[:, 0] - start < slots) & (in_turn < num_experts))[turn]
+
+    kept = jax.vmap(kept_of_group)(choices.reshape(len(choices), -1), turn).reshape(expert.shape)
+    dropped = jnp.sum(expert < num_experts) - jnp.sum(kept)
+    return jnp.where(kept, expert, num_experts), dropped.astype(jnp.float32)
+
+
 def capacity(
     x: Float[Array, "T D"],
     expert: Int[Array, "T K"],
     gate: Float[Array, "T K"],
     weights: ExpertWeights,
     *,
-    group: int,
     slots: int,
-) -> tuple[Float[Array, "T D"], Float[Array, ""]]:
-    """Fills each expert's slots in the order (position, k) and drops the rest.
-
-    A group is a sequence, so that drops do not depend on how rows are spread over devices, and
-    the order is that of positions, so that a later token never displaces an earlier one.
+) -> Float[Array, "T D"]:
+    """Runs every expert over a buffer of equally many slots, in one batched product.
 
     Args:
-      x: token vectors, groups one after another.
-      expert: chosen experts; indices of E and above are computed by nobody here and take no slot.
+      x: token vectors.
+      expert: chosen experts, of which ``drop`` has left at most ``slots`` of each; indices of E
+        and above are computed by nobody here.
       gate: combine weights.
       weights: the experts.
-      group: tokens of a group; divides T.
-      slots: slots of an expert in a group.
+      slots: rows of an expert's buffer.
 
     Returns:
-      The combined outputs, and the number of dropped assignments.
+      The combined outputs.
     """
     top_k, num_experts = expert.shape[1], weights.num_experts
-    groups = len(x) // group
-    choices = expert.reshape(groups, group * top_k)
-    one_hot = choices[:, :, None] == jnp.arange(num_experts)[None, None, :]
-    earlier = jnp.cumsum(one_hot, axis=1, dtype=jnp.int32) - 1
-    place = jnp.take_along_axis(earlier, jnp.minimum(choices, num_experts - 1)[:, :, None], axis=2)
-    place = place[:, :, 0]
-    here = choices < num_experts
-    kept = here & (place < slots)
-    # Buffer rows are laid out (expert, group, slot); one more row takes what is dropped.
-    total = num_experts * groups * slots
-    row = (choices * groups + jnp.arange(groups)[:, None]) * slots + place
-    row = jnp.where(kept, row, total).reshape(-1)
-    source = jnp.full(total + 1, len(row), jnp.int32).at[row].set(jnp.arange(len(row)))[:total]
-    filled = source < len(row)
-    rows = jnp.where(filled[:, None], x[jnp.minimum(source // top_k, len(x) - 1)], 0)
-    outputs = apply_batched(weights, rows.reshape(num_experts, groups * slots, -1))
-    outputs = jnp.concatenate([outputs.reshape(total, -1), jnp.zeros_like(x[:1])])
-    weight = jnp.where(kept.reshape(expert.shape), gate, 0.0).astype(x.dtype)
-    combined = jnp.einsum("tkd,tk->td", outputs[row].reshape(*expert.shape, -1), weight)
-    dropped = jnp.sum(here) - jnp.sum(kept)
-    return combined, jax.lax.stop_gradient(dropped.astype(jnp.float32))
+    plan = sort_assignments(expert, num_experts)
+    place = jnp.arange(slots)[None, :]
+    filled = (place < plan.counts[:, None])[:, :, None]
+    sorted_row = jnp.minimum(plan.starts[:, None] + place, expert.size - 1)
+    rows = jnp.where(filled, x[plan.order[sorted_row] // top_k], 0)
+    outputs = apply_batched(weights, rows).reshape(num_experts * slots, -1)
+    here = expert < num_experts
+    owner = jnp.minimum(expert, num_experts - 1)
+    slot = owner * slots + plan.row - plan.starts[owner]
+    weight = jnp.where(here, gate, 0.0).astype(x.dtype)
+    chosen = jnp.where(here[:, :, None], outputs[jnp.where(here, slot, 0)], 0)
+    return jnp.einsum("tkd,tk->td", chosen, weight)

@@ -12,7 +12,7 @@ def dense_loop(
     expert: Int[Array, "T K"],
     gate: Float[Array, "T K"],
     weights: ExpertWeights,
-) -> tuple[Float[Array, "T D"], Float[Array, ""]]:
+) -> Float[Array, "T D"]:
     """Sums each expert's output over all tokens, weighted by its gate where it was chosen.
 
     E / K times the work of the other dispatchers, and nothing that can go wrong.
@@ -24,7 +24,7 @@ def dense_loop(
       weights: the experts.
 
     Returns:
-      The combined outputs, and the number of dropped assignments: 0.
+      The combined outputs.
     """
 
     def add(total, item):
@@ -35,4 +35,4 @@ def dense_loop(
 
     items = (jnp.arange(weights.num_experts), weights.gate_up, weights.down)
     total, _ = jax.lax.scan(add, jnp.zeros_like(x), items)
-    return total, jnp.zeros((), jnp.float32)
+    return total
