@@ -1,68 +1,118 @@
-"""Dropless: assignments sorted by expert into blocks of rows, one expert a block.
+"""Dropless anywhere: rows in blocks of one expert each, in loops that stay inside the cache.
 
-Each expert's rows are padded to a whole number of blocks, so that at most E blocks are partly
-empty, whatever the load. The forward and the backward pass are loops over the blocks that hold
-rows; the backward one is written by hand: it adds weight gradients in place, and saves only the
-first product and the plan.
+Each expert's rows are cut into large blocks, and what is left over into small ones, of which the
+last is partly empty. One loop a block size runs over the blocks that hold rows, however many: a
+step gathers the rows of its tokens, multiplies, and adds to the outputs. The backward pass is
+written by hand. Only the first product is saved; nothing else has as many rows as there are
+assignments, which on a CPU is most of the speed: fresh memory costs more than the arithmetic.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from moejax.moe.dispatch.sorting import sort_assignments
 from moejax.moe.experts import ExpertWeights, swiglu, swiglu_gradient
+
+# Rows of a step of a loop: large enough for the products, small enough for the cache.
+STEP_ROWS = 512
+LARGEST_BLOCK = 1024
+
+
+class BlockSize(NamedTuple):
+    """Blocks of one size.
+
+    Attributes:
+      rows: rows of a block.
+      step: blocks of a loop's step, computed in one batched product.
+    """
+
+    rows: int
+    step: int
+
+
+@struct.dataclass
+class Blocks:
+    """The blocks of one size, which stand one after another.
+
+    Attributes:
+      expert: expert of each block.
+      used: how many there are.
+      start: first row.
+    """
+
+    expert: Int[Array, " N"]
+    used: Int[Array, ""]
+    start: Int[Array, ""]
 
 
 @struct.dataclass
 class BlockPlan:
-    """Where assignments stand in the blocks.
+    """Where assignments stand.
 
     Attributes:
-      source: assignment (t · K + k) of each block row; T · K where the row is padding.
-      row: block row of each assignment; M where nobody here computes it.
-      expert: expert of each block.
-      used: number of blocks that hold rows, the first ones.
+      source: assignment (t · K + k) of each row; T · K where the row is empty.
+      row: row of each assignment; R, the number of rows, where nobody here computes it.
+      blocks: the blocks of each size, largest first.
     """
 
-    source: Int[Array, " M"]
+    source: Int[Array, " R"]
     row: Int[Array, "T K"]
-    expert: Int[Array, " M_over_block"]
-    used: Int[Array, ""]
+    blocks: tuple[Blocks, ...]
 
 
-def default_block_size(assignments: int, num_experts: int) -> int:
-    """Rows of a block: about half an expert's fair share, a power of two from 8 to 128."""
-    share = max(1, assignments // (2 * num_experts))
-    return min(128, max(8, 1 << (share.bit_length() - 1)))
+def block_sizes(assignments: int, num_experts: int) -> tuple[BlockSize, ...]:
+    """Large blocks of at most an expert's fair share, and small ones for what is left over.
+
+    Measured on two CPU cores at D256 F128: from 8 to 128 experts, balanced and skewed, other
+    sizes and a third one were slower or within the noise.
+    """
+    share = max(1, assignments // num_experts)
+    large = min(LARGEST_BLOCK, max(8, 1 << (share.bit_length() - 1)))
+    small = min(128, large // 4)
+    sizes = (large, small) if small >= 8 else (large,)
+    return tuple(BlockSize(rows, max(1, min(STEP_ROWS, assignments) // rows)) for rows in sizes)
 
 
-def plan_blocks(expert: Int[Array, "T K"], num_experts: int, block: int) -> BlockPlan:
-    """Sorts assignments by expert into blocks of ``block`` rows; indices of E and above are left
-    out. The order inside an expert is that of the assignments."""
-    flat = expert.reshape(-1)
-    total = len(flat)
-    num_blocks = total // block + num_experts
-    order = jnp.argsort(flat, stable=True)
-    counts = jnp.bincount(flat, length=num_experts + 1)[:num_experts]
-    starts = jnp.cumsum(counts) - counts
-    blocks = -(-counts // block)
-    block_ends = jnp.cumsum(blocks)
-    block_starts = block_ends - blocks
-    block_ids = jnp.arange(num_blocks)
-    owner = jnp.searchsorted(block_ends, block_ids, side="right").astype(jnp.int32)
-    owner = jnp.minimum(owner, num_experts - 1)
-    # Rank of each block row inside its expert, and from it the assignment that stands there.
-    rank = ((block_ids - block_starts[owner]) * block)[:, None] + jnp.arange(block)[None]
-    filled = (rank < counts[owner][:, None]) & (block_ids < block_ends[-1])[:, None]
-    place = jnp.minimum(starts[owner][:, None] + rank, total - 1)
-    source = jnp.where(filled, order[place], total).reshape(-1).astype(jnp.int32)
-    size = num_blocks * block
-    row = jnp.full(total + 1, size, jnp.int32).at[source].set(jnp.arange(size, dtype=jnp.int32))
-    # Padding rows all wrote to the spare last entry, which is cut off here.
-    return BlockPlan(source, row[:total].reshape(expert.shape), owner, block_ends[-1])
+def plan_blocks(
+    expert: Int[Array, "T K"], num_experts: int, sizes: tuple[BlockSize, ...]
+) -> BlockPlan:
+    """Lays assignments out: all blocks of the first size, then all of the next.
+
+    An expert's rows fill blocks of the first size, the rest those of the next, and the last size
+    takes what is left, its last block partly empty. Inside an expert the order is that of the
+    assignments. Indices of E and above are left out.
+    """
+    plan = sort_assignments(expert, num_experts)
+    flat, total = expert.reshape(-1), expert.size
+    owner = jnp.minimum(flat, num_experts - 1)
+    rank = plan.row.reshape(-1) - plan.starts[owner]
+    size = total + num_experts * sizes[-1].rows + max(rows * step for rows, step in sizes)
+    row, groups = jnp.full(total, size, jnp.int32), []
+    start, placed = jnp.int32(0), jnp.zeros(num_experts, jnp.int32)
+    for n, (rows, step) in enumerate(sizes):
+        rest = plan.counts - placed
+        last = n == len(sizes) - 1
+        blocks = -(-rest // rows) if last else rest // rows
+        ends = jnp.cumsum(blocks)
+        # Row of an expert's first assignment of this size, less the assignments before it.
+        offset = start + (ends - blocks) * rows - placed
+        row = jnp.where(rank >= placed[owner], offset[owner] + rank, row)
+        bound = total // rows + (num_experts if last else 0)
+        if n:
+            bound = min(bound, num_experts * (sizes[n - 1].rows // rows))
+        ids = jnp.arange(-(-bound // step) * step)
+        block_owner = jnp.searchsorted(ends, ids, side="right").astype(jnp.int32)
+        groups.append(Blocks(jnp.minimum(block_owner, num_experts - 1), ends[-1], start))
+        start, placed = start + ends[-1] * rows, placed + blocks * rows
+    row = jnp.where(flat < num_experts, row, size)
+    source = jnp.full(size, total, jnp.int32)
+    source = source.at[row].set(jnp.arange(total, dtype=jnp.int32), mode="drop")
+    return BlockPlan(source, row.reshape(expert.shape), tuple(groups))
 
 
 def blocks(
@@ -71,7 +121,7 @@ def blocks(
     gate: Float[Array, "T K"],
     weights: ExpertWeights,
     *,
-    block: int,
+    sizes: tuple[BlockSize, ...] | None = None,
 ) -> Float[Array, "T D"]:
     """Runs every assignment through its expert, block by block.
 
@@ -80,99 +130,149 @@ def blocks(
       expert: chosen experts; indices of E and above are computed by nobody here.
       gate: combine weights.
       weights: the experts.
-      block: rows of a block.
+      sizes: block sizes, each a multiple of the next; chosen by ``block_sizes`` where None.
 
     Returns:
-      The combined outputs.
+      The combined outputs, summed in float32.
     """
-    plan = plan_blocks(expert, weights.num_experts, block)
-    return _expert_blocks(x, gate, weights.gate_up, weights.down, plan, block)
+    sizes = sizes or block_sizes(expert.size, weights.num_experts)
+    plan = plan_blocks(expert, weights.num_experts, sizes)
+    return _blocks(x, gate, weights, plan, sizes)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _expert_blocks(x, gate, gate_up, down, plan, block):
-    return _forward(x, gate, gate_up, down, plan, block)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _blocks(x, gate, weights, plan, sizes):
+    return _forward(x, gate, weights, plan, sizes)[0]
 
 
-def _rows(values: Float[Array, "T D"], source: Int[Array, " b"], top_k: int):
-    """Rows of the tokens that the assignments ``source`` belong to; zeros for padding."""
-    filled = (source < len(values) * top_k)[:, None]
-    return jnp.where(filled, values[jnp.minimum(source // top_k, len(values) - 1)], 0)
+@struct.dataclass
+class _Step:
+    """What a step of a loop works on: ``step`` blocks, and their rows one after another."""
+
+    at: Int[Array, ""]
+    expert: Int[Array, " n"]
+    token: Int[Array, " r"]
+    filled: Int[Array, "r 1"]
+    gate: Float[Array, "r 1"]
 
 
-def _combine(buffer: Float[Array, "M D"], row: Int[Array, "T K"], gate: Float[Array, "T K"] | None):
-    """Sums, for each token, its K rows of the buffer, weighted; rows of M and above are zeros."""
-    here = row < len(buffer)
-    weight = here if gate is None else jnp.where(here, gate, 0)
-    rows = buffer[jnp.minimum(row, len(buffer) - 1)]
-    return jnp.einsum("tkd,tk->td", rows, weight.astype(buffer.dtype))
+def _run(plan: BlockPlan, gate: Float[Array, "T K"], sizes, dtype, body, carry):
+    """Runs ``body(_Step, carry)`` over the blocks that hold rows; the gates are 0 elsewhere."""
+    tokens, top_k = gate.shape
+    # The gates in the order of rows, with one more for empty rows.
+    gates = jnp.append(gate.reshape(-1), 0).astype(dtype)[plan.source]
+    for (rows, step), group in zip(sizes, plan.blocks, strict=True):
+        count = rows * step
+
+        def one(i, carry, rows=rows, step=step, count=count, group=group):
+            at = group.start + i * count
+            source = _slice(plan.source, at, count)
+            # A step may reach into the blocks of the next size, which will write there after it.
+            own = jnp.repeat(i * step + jnp.arange(step) < group.used, rows)
+            filled = own & (source < tokens * top_k)
+            weight = jnp.where(filled, _slice(gates, at, count), 0)
+            token = jnp.minimum(source // top_k, tokens - 1)
+            expert = _slice(group.expert, i * step, step)
+            return body(_Step(at, expert, token, filled[:, None], weight[:, None]), carry)
+
+        carry = jax.lax.fori_loop(0, -(-group.used // step), one, carry)
+    return carry
 
 
-def _slice(array: Array, index: Int[Array, ""], size: int) -> Array:
-    return jax.lax.dynamic_slice_in_dim(array, index * size, size)
+def _slice(array: Array, start: Int[Array, ""], size: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(array, start, size)
 
 
-def _put(array: Array, rows: Array, index: Int[Array, ""], size: int) -> Array:
-    return jax.lax.dynamic_update_slice_in_dim(array, rows, index * size, axis=0)
+def _put(array: Array, rows: Array, start: Int[Array, ""]) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(array, rows, start, axis=0)
 
 
-def _forward(x, gate, gate_up, down, plan, block):
-    num_experts, width, _, hidden = gate_up.shape
-    size = len(plan.source)
-    up = gate_up.reshape(num_experts, width, 2 * hidden)
-
-    def body(i, carry):
-        saved, outputs = carry
-        e = plan.expert[i]
-        rows = _rows(x, _slice(plan.source, i, block), gate.shape[1])
-        both = jnp.matmul(rows, up[e])
-        out = jnp.matmul(swiglu(both.reshape(block, 2, hidden)), down[e])
-        return _put(saved, both, i, block), _put(outputs, out, i, block)
-
-    start = (jnp.zeros((size, 2 * hidden), x.dtype), jnp.zeros((size, width), x.dtype))
-    both, outputs = jax.lax.fori_loop(0, plan.used, body, start)
-    return _combine(outputs, plan.row, gate), (x, gate, gate_up, down, plan, both)
+def _rows(values: Float[Array, "T W"], step: _Step) -> Float[Array, "r W"]:
+    """Rows of the tokens of a step; zeros where there is none."""
+    return jnp.where(step.filled, values.at[step.token].get(mode="promise_in_bounds"), 0)
 
 
-def _backward(block, saved, d_y):
-    x, gate, gate_up, down, plan, both = saved
-    num_experts, width, _, hidden = gate_up.shape
-    size, top_k = len(plan.source), gate.shape[1]
-    up = gate_up.reshape(num_experts, width, 2 * hidden)
-    gate_rows = jnp.append(gate.reshape(-1), 0)[plan.source].astype(x.dtype)
+def _add(total: Float[Array, "T W"], step: _Step, rows: Float[Array, "r W"]):
+    """Adds a step's rows to their tokens, empty ones as zeros."""
+    return total.at[step.token].add(rows.astype(total.dtype), mode="promise_in_bounds")
 
-    def body(i, carry):
-        d_rows, d_gate, d_up, d_down = carry
-        e, source = plan.expert[i], _slice(plan.source, i, block)
-        weight = _slice(gate_rows, i, block)[:, None]
-        first = _slice(both, i, block).reshape(block, 2, hidden)
-        act = swiglu(first)
-        d_out = _rows(d_y, source, top_k)
+
+def _multiply(rows: Float[Array, "r A"], weights: Float[Array, "E A N"], step: _Step, **kwargs):
+    """Each block of rows times its expert's matrix."""
+    chosen = weights.at[step.expert].get(mode="promise_in_bounds")
+    if len(step.expert) == 1:
+        return jnp.matmul(rows, chosen[0], **kwargs)
+    batched = rows.reshape(len(step.expert), -1, rows.shape[-1])
+    return jnp.matmul(batched, chosen, **kwargs).reshape(len(rows), -1)
+
+
+def _multiply_transposed(rows: Float[Array, "r N"], weights: Float[Array, "E A N"], step: _Step):
+    """Each block of rows times the transpose of its expert's matrix."""
+    return _multiply(rows, jnp.swapaxes(weights, 1, 2), step)
+
+
+def _add_products(total: Float[Array, "E A N"], left, right, step: _Step):
+    """Adds to each expert's float32 weight gradient what its blocks contribute, in place."""
+    count = len(step.expert)
+    left, right = (a.reshape(count, -1, a.shape[-1]) for a in (left, right))
+    products = jnp.einsum("nra,nrb->nab", left, right, preferred_element_type=jnp.float32)
+    for n in range(count):
+        at = step.expert[n]
+        total = _put(total, _slice(total, at, 1) + products[n : n + 1], at)
+    return total
+
+
+def _flat(weights: ExpertWeights) -> Float[Array, "E D 2F"]:
+    return weights.gate_up.reshape(*weights.gate_up.shape[:2], -1)
+
+
+def _halves(both: Float[Array, "r 2F"]) -> Float[Array, "r 2 F"]:
+    return both.reshape(len(both), 2, -1)
+
+
+def _forward(x, gate, weights, plan, sizes):
+    up = _flat(weights)
+
+    def body(step, carry):
+        saved, y = carry
+        both = _multiply(_rows(x, step), up, step)
+        hidden = swiglu(_halves(both)) * step.gate
+        out = _multiply(hidden, weights.down, step, preferred_element_type=jnp.float32)
+        return _put(saved, both, step.at), _add(y, step, out)
+
+    start = jnp.zeros((len(plan.source), up.shape[-1]), x.dtype), jnp.zeros(x.shape, jnp.float32)
+    both, y = _run(plan, gate, sizes, x.dtype, body, start)
+    return y.astype(x.dtype), (x, gate, weights, plan, both)
+
+
+def _backward(sizes, saved, d_y):
+    x, gate, weights, plan, both = saved
+    up = _flat(weights)
+
+    def body(step, carry):
+        d_x, d_gate, d_up, d_down = carry
+        # A copy of its own: read in place, every use would slice it again.
+        first = jax.lax.optimization_barrier(_slice(both, step.at, len(step.token)))
+        act = swiglu(_halves(first))
+        d_out = _rows(d_y, step)
         # Before the gate's factor: its product with the activations is the gate's own gradient.
-        d_act = jnp.matmul(d_out, down[e].T)
-        d_gate = _put(d_gate, jnp.sum((d_act * act).astype(jnp.float32), axis=-1), i, block)
-        d_first = swiglu_gradient(first, d_act * weight).reshape(block, 2 * hidden)
-        d_rows = _put(d_rows, jnp.matmul(d_first, up[e].T), i, block)
-        product = lambda a, b: jnp.matmul(a.T, b, preferred_element_type=jnp.float32)
-        d_up = d_up.at[e].add(product(_rows(x, source, top_k), d_first))
-        d_down = d_down.at[e].add(product(act * weight, d_out))
-        return d_rows, d_gate, d_up, d_down
+        d_act = _multiply_transposed(d_out, weights.down, step)
+        d_gate = _put(d_gate, jnp.sum((d_act * act).astype(jnp.float32), axis=-1), step.at)
+        d_first = swiglu_gradient(_halves(first), d_act * step.gate).reshape(first.shape)
+        d_x = _add(d_x, step, _multiply_transposed(d_first, up, step))
+        d_up = _add_products(d_up, _rows(x, step), d_first, step)
+        d_down = _add_products(d_down, act * step.gate, d_out, step)
+        return d_x, d_gate, d_up, d_down
 
-    start = (
-        jnp.zeros((size, width), x.dtype),
-        jnp.zeros(size, jnp.float32),
-        jnp.zeros(up.shape, jnp.float32),
-        jnp.zeros(down.shape, jnp.float32),
-    )
-    d_rows, d_gate, d_up, d_down = jax.lax.fori_loop(0, plan.used, body, start)
+    zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
+    start = zeros(x.shape), zeros(len(plan.source)), zeros(up.shape), zeros(weights.down.shape)
+    d_x, d_gate, d_up, d_down = _run(plan, gate, sizes, x.dtype, body, start)
     d_gate = jnp.append(d_gate, 0)[plan.row].astype(gate.dtype)
-    return (
-        _combine(d_rows, plan.row, None),
-        d_gate,
-        d_up.reshape(gate_up.shape).astype(gate_up.dtype),
-        d_down.astype(down.dtype),
-        None,
+    d_weights = ExpertWeights(
+        d_up.reshape(weights.gate_up.shape).astype(weights.gate_up.dtype),
+        d_down.astype(weights.down.dtype),
     )
+    return d_x.astype(x.dtype), d_gate, d_weights, None
 
 
-_expert_blocks.defvjp(_forward, _backward)
+_blocks.defvjp(_forward, _backward)

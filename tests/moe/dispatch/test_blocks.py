@@ -1,6 +1,4 @@
-"""The plan of the padded blocks: every assignment once, one expert a block, order kept."""
-
-import functools
+"""The plan of the blocks: every assignment once, one expert a block, sizes and order kept."""
 
 import jax
 import jax.numpy as jnp
@@ -9,64 +7,105 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moejax.moe.dispatch.blocks import default_block_size, plan_blocks
+from moejax.moe.dispatch.blocks import BlockSize, block_sizes, blocks, plan_blocks
+from moejax.moe.experts import ExpertWeights
 
 TOKENS, TOP_K, EXPERTS = 12, 2, 4
+SIZES = {
+    "one size": (BlockSize(4, 1),),
+    "single rows": (BlockSize(1, 3),),
+    "larger than everything": (BlockSize(32, 2),),
+    "two sizes": (BlockSize(4, 1), BlockSize(2, 4)),
+    "three sizes": (BlockSize(8, 2), BlockSize(4, 1), BlockSize(1, 2)),
+}
 plan = jax.jit(plan_blocks, static_argnums=(1, 2))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     st.lists(st.integers(0, EXPERTS), min_size=TOKENS * TOP_K, max_size=TOKENS * TOP_K),
-    st.sampled_from([1, 4, 5, 32]),
+    st.sampled_from(list(SIZES)),
 )
-def test_every_assignment_stands_in_one_row_of_a_block_of_its_expert(flat, block):
-    expert = np.array(flat, np.int32).reshape(TOKENS, TOP_K)
-    got = jax.device_get(plan(jnp.asarray(expert), EXPERTS, block))
-    total, size = TOKENS * TOP_K, len(got.source)
-    here = expert.reshape(-1) < EXPERTS
+def test_every_assignment_stands_in_one_row_of_a_block_of_its_expert(flat, name):
+    sizes, flat = SIZES[name], np.array(flat, np.int32)
+    got = jax.device_get(plan(jnp.asarray(flat.reshape(TOKENS, TOP_K)), EXPERTS, sizes))
+    here = flat < EXPERTS
     rows = got.row.reshape(-1)
     # The two directions of the plan are inverses; foreign assignments have no row.
     np.testing.assert_array_equal(got.source[rows[here]], np.flatnonzero(here))
-    assert np.all(rows[~here] == size)
-    assert np.sum(got.source < total) == here.sum()
-    # A row's block belongs to its assignment's expert, and only used blocks hold rows.
-    filled = np.flatnonzero(got.source < total)
-    np.testing.assert_array_equal(
-        got.expert[filled // block], expert.reshape(-1)[got.source[filled]]
-    )
-    assert np.all(filled // block < got.used)
-    # No block is wasted: each expert has as many as its rows fill.
-    counts = np.bincount(expert.reshape(-1), minlength=EXPERTS + 1)[:EXPERTS]
-    assert got.used == np.sum(-(-counts // block))
-    # Inside an expert the order is that of the assignments.
+    assert np.all(rows[~here] == len(got.source))
+    assert np.sum(got.source < len(flat)) == here.sum()
+    # Sizes stand one after another; a row's block belongs to its assignment's expert.
+    end, covered = 0, np.full(len(got.source), -1)
+    for (size, _), group in zip(sizes, got.blocks, strict=True):
+        assert group.start == end
+        assert group.used <= len(group.expert)
+        end = group.start + group.used * size
+        covered[group.start : end] = np.repeat(group.expert[: group.used], size)
+    np.testing.assert_array_equal(covered[rows[here]], flat[here])
+    # A step may reach beyond the blocks, but never beyond the rows.
+    assert end + max(size * step for size, step in sizes) <= len(got.source)
     for e in range(EXPERTS):
-        mine = rows[expert.reshape(-1) == e]
-        assert np.all(np.diff(mine) > 0)
+        # Large blocks are full, no small one is wasted, and the order is that of the assignments.
+        mine, left = rows[flat == e], np.sum(flat == e)
+        assert np.all(np.diff(mine[: left // sizes[0].rows * sizes[0].rows]) > 0)
+        for n, ((size, _), group) in enumerate(zip(sizes, got.blocks, strict=True)):
+            wanted = -(-left // size) if n == len(sizes) - 1 else left // size
+            assert np.sum(group.expert[: group.used] == e) == wanted
+            left -= min(left, wanted * size)
 
 
 def test_plan_by_hand():
-    # Assignments 0..5 go to experts 1, 0, 1, 1, foreign, 0; blocks of 2.
-    # Expert 0 holds 1 and 5 (one block), expert 1 holds 0, 2 and 3 (two, one row empty).
-    got = plan(jnp.array([[1, 0], [1, 1], [2, 0]]), 2, 2)
-    np.testing.assert_array_equal(got.source[:6], [1, 5, 0, 2, 3, 6])
-    np.testing.assert_array_equal(got.expert[:3], [0, 1, 1])
-    assert int(got.used) == 3
-    np.testing.assert_array_equal(got.row, [[2, 0], [3, 4], [len(got.source), 1]])
+    # Assignments 0..7 go to experts 1, 0, 1, 1, foreign, 0, 1, 1; blocks of 2, then of 1.
+    # Expert 0 holds 1 and 5: one block of 2. Expert 1 holds 0, 2, 3, 6 and 7: two of 2, one of 1.
+    expert = jnp.array([[1, 0], [1, 1], [2, 0], [1, 1]])
+    got = plan(expert, 2, (BlockSize(2, 1), BlockSize(1, 1)))
+    large, small = got.blocks
+    np.testing.assert_array_equal(large.expert[:3], [0, 1, 1])
+    assert (int(large.used), int(large.start)) == (3, 0)
+    assert int(small.expert[0]) == 1
+    assert (int(small.used), int(small.start)) == (1, 6)
+    np.testing.assert_array_equal(got.source[:7], [1, 5, 0, 2, 3, 6, 7])
+    np.testing.assert_array_equal(got.row, [[2, 0], [3, 4], [len(got.source), 1], [5, 6]])
 
 
 @pytest.mark.parametrize(
-    ("assignments", "experts", "size"),
-    # Half the fair share, down to a power of two, from 8 to 128.
-    [(4096 * 2, 16, 128), (1024 * 2, 16, 64), (512 * 2, 20, 16), (8, 16, 8), (10**6, 8, 128)],
+    ("assignments", "experts", "sizes"),
+    [
+        (8192 * 4, 8, [(1024, 1), (128, 4)]),  # fair share 4,096
+        (8192 * 4, 32, [(1024, 1), (128, 4)]),
+        (8192 * 4, 128, [(256, 2), (64, 8)]),
+        (512 * 2, 20, [(32, 16), (8, 64)]),  # fair share 51
+        (8, 16, [(8, 1)]),
+    ],
 )
-def test_default_block_size(assignments, experts, size):
-    assert default_block_size(assignments, experts) == size
+def test_sizes_follow_the_fair_share(assignments, experts, sizes):
+    assert [tuple(size) for size in block_sizes(assignments, experts)] == sizes
 
 
-def test_the_number_of_blocks_suffices_for_the_worst_load():
-    # Every expert one row over a whole number of blocks: ceil wastes block - 1 rows in each.
-    shapes = functools.partial(jax.eval_shape, lambda e: plan_blocks(e, 4, 4))
-    source = shapes(jax.ShapeDtypeStruct((20, 1), jnp.int32)).source
-    # Loads 5, 5, 5, 5 need 2 blocks each.
-    assert source.shape[0] >= 8 * 4
+def test_work_follows_the_rows_and_not_their_spread():
+    """The loops' trip counts: what one expert gets costs as much as what all of them share."""
+    expert = jnp.asarray(np.arange(64).reshape(32, 2) % 8)
+    sizes = (BlockSize(8, 1), BlockSize(2, 1))
+    steps = lambda expert: [int(group.used) for group in plan(expert, 8, sizes).blocks]
+    assert steps(expert) == [8, 0]
+    assert steps(expert * 0 + 5) == [8, 0]
+    # The first 8 assignments are foreign, so each expert has 7: four small blocks.
+    foreign = jnp.arange(64).reshape(32, 2) < 8
+    assert steps(jnp.where(foreign, 8, expert)) == [0, 8 * 4]
+
+
+def test_an_empty_row_reads_no_token():
+    """Rows that pad a block hold zeros, so that a NaN elsewhere cannot reach an expert."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32).at[3].set(jnp.nan)
+    weights = ExpertWeights(jnp.ones((2, 3, 2, 5)), jnp.ones((2, 5, 3)))
+    expert = jnp.array([[0], [1], [0], [2]])
+
+    def run(x, weights):
+        return blocks(x, expert, jnp.ones((4, 1)), weights, sizes=(BlockSize(4, 2),))
+
+    y, pullback = jax.vjp(run, x, weights)
+    d_x, d_weights = pullback(y)
+    for leaf in (y, d_x, *jax.tree.leaves(d_weights)):
+        assert np.all(np.isfinite(np.asarray(leaf)))
