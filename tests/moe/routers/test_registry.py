@@ -11,11 +11,25 @@ ROWS, LENGTH, WIDTH, EXPERTS, TOP_K = 2, 8, 16, 8, 2
 VALID = np.array([[True] * 8, [True] * 5 + [False] * 3])
 
 
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """Loads for the router that replays them, of two layers."""
+    path = tmp_path_factory.mktemp("trace") / "loads.npy"
+    np.save(path, [[1, 2, 3, 4, 5, 6, 7, 8], [8, 0, 0, 0, 8, 0, 0, 4]])
+    return str(path)
+
+
+def make(name, recorded):
+    """A router by name with its default options."""
+    kind = REGISTRY[name]
+    options = kind.Options(path=recorded) if name == "trace" else kind.Options()
+    return kind(options, EXPERTS, TOP_K)
+
+
 @pytest.fixture(scope="module", params=REGISTRY)
-def routed(request):
+def routed(request, recorded):
     """A router, its variables, tokens, and its decision with the gradients of the gates."""
-    kind = REGISTRY[request.param]
-    router = kind(kind.Options(), EXPERTS, TOP_K)
+    router = make(request.param, recorded)
     x = jax.random.normal(jax.random.key(1), (ROWS, LENGTH, WIDTH))
     valid = jnp.asarray(VALID)
     variables = jax.jit(router.init)(jax.random.key(0), RouterInputs(x, valid))
@@ -95,8 +109,8 @@ def test_a_changed_token_moves_no_other_tokens_routing(routed):
 
 
 @pytest.mark.parametrize("name", REGISTRY)
-def test_scores_are_float32_whatever_the_compute_type(name):
-    router = REGISTRY[name](REGISTRY[name].Options(), EXPERTS, TOP_K)
+def test_scores_are_float32_whatever_the_compute_type(name, recorded):
+    router = make(name, recorded)
     inputs = RouterInputs(
         jax.ShapeDtypeStruct((1, 4, WIDTH), jnp.bfloat16), jax.ShapeDtypeStruct((1, 4), bool)
     )
