@@ -17,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args([a for a in arguments if not a.startswith("--config.")])
     options.overrides = overrides
+    options.arguments = arguments
     if overrides and not getattr(options, "config", None):
         parser.error("--config.FIELD=VALUE needs --config=FILE")
     try:
@@ -82,7 +83,26 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--temperature", type=float, default=0.8)
     generate.add_argument("--seed", type=int, default=0)
     _format(generate)
+    _bench_flags(command("bench", _bench, "measure speed beside what it is to be compared with"))
     return parser
+
+
+def _bench_flags(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument("--suite", default="moe", help="moe, model, agreement, attention, ceilings")
+    bench.add_argument("--shapes", metavar="NAME,NAME", help="or spelled out: T64-D16-F8-E4-K2")
+    bench.add_argument("--loads", metavar="LOAD,LOAD", help="balanced, skewed, worst; of a model "
+                       "also untrained and recorded")  # fmt: skip
+    bench.add_argument("--trace", metavar="FILE", help="loads to replay, a run's metrics.jsonl")
+    bench.add_argument("--dispatch", metavar="NAME,NAME", help="all that can run here if left out")
+    bench.add_argument("--dtype", help="float32 or bfloat16; by platform if left out")
+    bench.add_argument("--seconds", type=float, help="time for each candidate; 1 if left out")
+    bench.add_argument("--repeats", type=int, help="so many rounds instead")
+    bench.add_argument("--seed", type=int, default=0)
+    bench.add_argument("--profile", action="store_true", help="the parts of a layer, and a trace")
+    bench.add_argument("--against", metavar="PEER", help="transformers: needs moejax[parity]")
+    bench.add_argument("--tune", action="store_true", help="tune the GPU kernels, nothing else")
+    bench.add_argument("--output", metavar="DIR", help="folder for results.json and README.md")
+    _format(bench)
 
 
 def _format(parser: argparse.ArgumentParser) -> None:
@@ -148,6 +168,15 @@ def _generate(options: argparse.Namespace) -> int:
     )  # fmt: skip
     _print(options, {"text": text}, text)
     return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from moejax.bench import command
+    from moejax.bench.tables import format_tables
+
+    record = command.run(options)
+    _print(options, record, format_tables(record))
+    return 1 if record["failures"] else 0
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def test_usage_errors_exit_with_2(capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["train", "plan", "ledger", "tokenize", "generate"])
+@pytest.mark.parametrize("command", ["train", "plan", "ledger", "tokenize", "generate", "bench"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as exit_info:
         cli.main([command, "--help"])
@@ -273,3 +273,62 @@ def test_generate_checks_its_flags(flag, tmp_path, capsys):
 def test_generate_without_a_run(tmp_path, capsys):
     assert cli.main(["generate", f"--workdir={tmp_path}"]) == 2
     assert "no run is there" in one_line(capsys)
+
+
+TINY = "--shapes=T8-D4-F4-E2-K1"
+BAD_BENCHES = {
+    "unknown suite": (["--suite=modle"], "--suite = 'modle'", "did you mean 'model'?"),
+    "unknown shape": (["--shapes=fine_e31"], "--shapes = 'fine_e31'", "did you mean 'fine_e32'?"),
+    "half a shape": (["--shapes=T8-D4"], "--shapes = 'T8-D4'", "write each of T, D, F, E, K"),
+    "no shape": (["--shapes=fine_e8,"], "--shapes = 'fine_e8,'", "NAME,NAME"),
+    "unknown load": (["--loads=balancd"], "--loads = 'balancd'", "did you mean 'balanced'?"),
+    "a model's load": (["--loads=untrained"], "--loads = 'untrained'", "skewed"),
+    "unknown dispatcher": (["--dispatch=block"], "--dispatch", "did you mean 'blocks'?"),
+    "grouped on a CPU": ([TINY, "--dispatch=grouped"], "moe.dispatch = 'grouped'", "use 'blocks'"),
+    "a kernel on a CPU": ([TINY, "--dispatch=grouped:pallas"], "'grouped'", "need a GPU"),
+    "grouped model": (["--suite=model", "--dispatch=grouped"], "moe.dispatch", "need a GPU"),
+    "unknown type": (["--dtype=float16"], "--dtype = 'float16'", "bfloat16"),
+    "unknown peer": (["--against=tranformers"], "--against", "did you mean 'transformers'?"),
+    "peer of attention": (["--suite=attention", "--against=transformers"], "--against", "moe"),
+    "no time": (["--seconds=0"], "--seconds = 0.0", "above 0"),
+    "no rounds": (["--repeats=0"], "--repeats = 0", "from 1"),
+    "both": (["--seconds=1", "--repeats=3"], "--repeats = 3", "give one"),
+    "seed": (["--seed=-1"], "--seed = -1", "from 0"),
+    "parts of a model": (["--suite=model", "--profile"], "--profile", "--suite=moe"),
+    "loads to replay": (["--suite=model", "--loads=recorded"], "--trace", "give both"),
+    "a trace of a layer": (["--trace=x.json"], "--trace = 'x.json'", "--loads=recorded"),
+    "loads of attention": (["--suite=attention", "--loads=worst"], "--loads", "leave"),
+    "shapes of ceilings": (["--suite=ceilings", TINY], "--shapes", "leave the flag out"),
+    "tuning on a CPU": (["--tune", TINY], "tuning", "this is cpu"),
+    "tuning a model": (["--tune", "--suite=model"], "--tune", "by itself"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_BENCHES)
+def test_a_bad_benchmark_is_one_line_and_writes_nothing(name, tmp_path, capsys):
+    flags, field, remedy = BAD_BENCHES[name]
+    assert cli.main(["bench", *flags, f"--output={tmp_path / 'results'}"]) == 2
+    line = one_line(capsys)
+    assert field in line and remedy in line
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_missing_peer_names_its_extra(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert cli.main(["bench", "--suite=model", "--against=transformers"]) == 2
+    assert "pip install 'moejax[parity]'" in one_line(capsys)
+
+
+def test_results_do_not_overwrite_what_is_not_theirs(tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("my only copy")
+    folders = {
+        file: "is a file",
+        file / "results": "is a file",
+        tmp_path: "no earlier results.json",
+        pathlib.Path("/proc/results"): "cannot be written",
+    }
+    for folder, reason in folders.items():
+        assert cli.main(["bench", TINY, f"--output={folder}"]) == 2
+        assert reason in one_line(capsys)
+    assert os.listdir(tmp_path) == ["file"] and file.read_text() == "my only copy"

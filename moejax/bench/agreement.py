@@ -1,0 +1,114 @@
+"""Every dispatcher against the reference on this machine: values and gradients, by relative error.
+
+For machines that the tests do not see, GPUs above all: kernels are compiled for the card, and in
+both types.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moejax.bench import moe_suite
+from moejax.bench.loads import LOADS, draw_routing
+from moejax.bench.options import DTYPES, BenchOptions
+from moejax.bench.report import Report, progress
+from moejax.bench.shapes import LayerShape, find_shape
+from moejax.moe.dispatch import dispatch
+
+# Neither tokens nor widths are multiples of a tile; with 3 empty experts, see ``_routing``.
+SHAPES = ("T1000-D136-F72-E16-K4", "T512-D256-F128-E64-K8", "T300-D64-F32-E8-K1")
+TENSORS = ("y", "d_x", "d_gate", "d_gate_up", "d_down")
+
+# Largest relative error of a tensor, ||got - wanted|| / ||wanted||, wanted in float32.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
+
+
+def run(options: BenchOptions, report: Report) -> None:
+    """Compares every dispatcher that can run here with ``dense_loop`` in float32.
+
+    The loads are those of the benchmark, each with a seventh of the tokens as padding, whose
+    outputs and gradients have to be exactly zero. A dispatcher that is further off than the
+    tolerance is a failure, and so is one that does not run.
+
+    Raises:
+      ConfigError: a dispatcher that was asked for cannot run here.
+    """
+    for shape in map(find_shape, options.shapes or SHAPES):
+        asked = options.dispatch or tuple(
+            name for name in moe_suite.dispatchers(shape, (), report) if name != "dense_loop"
+        )
+        names = moe_suite.dispatchers(shape, asked, report)
+        functions = {name: _function(name, shape) for name in (*names, "dense_loop")}
+        for dtype in DTYPES:
+            arrays = moe_suite.layer_arrays(shape, dtype, options.seed)
+            for load in LOADS:
+                _compare(options, shape, functions, dtype, load, arrays, report)
+    report.note(
+        "errors are ||got - wanted|| / ||wanted||; wanted is dense_loop in float32, with products "
+        "of full precision, from the same rounded weights and tokens"
+    )
+
+
+def _routing(shape: LayerShape, load: str, seed: int):
+    """A load's routing, in which every seventh token is padding and 3 experts are empty."""
+    expert, gate = draw_routing(load, shape.T, shape.E, shape.K, seed)
+    empty = (expert > 0) & (expert <= min(3, shape.E - shape.K))
+    padding = np.arange(shape.T)[:, None] % 7 == 3
+    gone = empty | padding
+    expert = np.where(gone, shape.E, expert).astype(np.int32)
+    return jnp.asarray(expert), jnp.asarray(np.where(gone, 0, gate), jnp.float32)
+
+
+def _function(name: str, shape: LayerShape) -> Callable[..., list[np.ndarray]]:
+    """From arrays and routing to the tensors of ``TENSORS``, as float32 arrays of NumPy."""
+
+    def layer(x, gate, weights, expert):
+        if name == "capacity":
+            # Slots for all: nothing is dropped, so that the reference is the same.
+            return dispatch(name, x, expert, gate, weights, slots=shape.T), None
+        return moe_suite.moe_layer(name, shape, x, expert, gate, weights)
+
+    jitted = jax.jit(moe_suite.with_pass(layer, "forward_backward", 3))
+
+    def run(arrays: dict[str, Any], expert, gate) -> list[np.ndarray]:
+        with jax.default_matmul_precision("highest"):
+            given = (arrays["cotangent"], arrays["x"], gate, arrays["moe"], expert)
+            y, _, gradients = jitted(*given)
+        return [np.asarray(leaf, np.float32) for leaf in (y, *jax.tree.leaves(gradients))]
+
+    return run
+
+
+def _compare(options, shape: LayerShape, functions, dtype: str, load: str, arrays, report) -> None:
+    expert, gate = _routing(shape, load, options.seed)
+    exact = jax.tree.map(lambda values: values.astype(jnp.float32), arrays)
+    wanted = functions["dense_loop"](exact, expert, gate)
+    padding = np.arange(shape.T) % 7 == 3
+    for name, function in functions.items():
+        if name == "dense_loop":
+            continue
+        what = {"shape": shape.name, "load": load, "dispatch": name, "dtype": dtype}
+        try:
+            got = function(arrays, expert, gate)
+        except Exception as error:
+            report.fail(error, suite="agreement", **what)
+            continue
+        errors = {
+            tensor: float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30))
+            for tensor, a, b in zip(TENSORS, got, wanted, strict=True)
+        }
+        leaked = any(np.any(values[padding]) for values in got[:3])
+        row = {
+            "suite": "agreement", **what, "shape": {"name": shape.name, **shape.sizes},
+            "errors": errors, "tolerance": TOLERANCE[dtype], "padding_is_zero": not leaked,
+        }  # fmt: skip
+        report.results.append(row)
+        worst = max(errors, key=errors.get)
+        if not errors[worst] <= TOLERANCE[dtype] or leaked:
+            reason = "padding is not zero" if leaked else f"{worst} is off by {errors[worst]:.1e}"
+            report.fail(ArithmeticError(reason), suite="agreement", **what)
+        else:
+            progress(f"{shape.name} {load} {name} {dtype}: {worst} is off by {errors[worst]:.1e}")

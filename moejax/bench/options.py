@@ -1,0 +1,171 @@
+"""The flags of ``moejax bench``, checked before anything is measured or written."""
+
+import argparse
+import dataclasses
+import importlib.util
+import os
+import pathlib
+import tempfile
+
+from moejax.bench.loads import LOADS
+from moejax.bench.timing import Budget
+from moejax.config import UserError, nearest
+
+SUITES = ("moe", "model", "agreement", "attention", "ceilings")
+DISPATCHERS = ("dense_loop", "capacity", "blocks", "grouped")
+PEERS = ("transformers",)
+DTYPES = ("float32", "bfloat16")
+# Loads of whole models: a fresh softmax router's, and what routers for measuring are told.
+UNTRAINED = "untrained"
+MODEL_LOADS = (UNTRAINED, *LOADS, "recorded")
+DEFAULT_MODEL_LOADS = (UNTRAINED, "balanced", "skewed")
+RESULTS, TABLE = "results.json", "README.md"
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchOptions:
+    """What to measure.
+
+    Attributes:
+      suite: one of ``SUITES``.
+      shapes: names of shapes, or shapes spelled out; empty for the platform's own.
+      loads: how the tokens fall on the experts: ``LOADS``, for models ``MODEL_LOADS``.
+      trace: file with loads to replay, for the load ``recorded``.
+      dispatch: dispatchers; empty for all that can run here (suite model: ``auto``).
+      dtype: compute type; empty for the platform's own.
+      budget: how long to measure each candidate.
+      seed: of tokens, weights and routing.
+      profile: also time the parts of a layer, and write a profiler trace.
+      against: a peer to compare with; empty for none.
+      tune: write the table of kernels, and measure nothing else.
+      output: folder for the results; None writes nothing.
+    """
+
+    suite: str = "moe"
+    shapes: tuple[str, ...] = ()
+    loads: tuple[str, ...] = LOADS
+    trace: str = ""
+    dispatch: tuple[str, ...] = ()
+    dtype: str = ""
+    budget: Budget = Budget()
+    seed: int = 0
+    profile: bool = False
+    against: str = ""
+    tune: bool = False
+    output: pathlib.Path | None = None
+
+
+def from_arguments(arguments: argparse.Namespace) -> BenchOptions:
+    """Options from the command line.
+
+    Raises:
+      UserError: an unknown name, with the nearest known one, or a value that cannot be.
+    """
+    _known("--suite", arguments.suite, SUITES)
+    layers = arguments.suite in ("moe", "agreement")
+    dispatchers = layer_dispatchers() if layers else (*DISPATCHERS, "auto")
+    loads = _names("--loads", arguments.loads, LOADS if layers else MODEL_LOADS)
+    options = BenchOptions(
+        suite=arguments.suite,
+        shapes=_names("--shapes", arguments.shapes, None),
+        loads=loads or (LOADS if layers else DEFAULT_MODEL_LOADS),
+        trace=arguments.trace or "",
+        dispatch=_names("--dispatch", arguments.dispatch, dispatchers),
+        dtype=_known("--dtype", arguments.dtype, DTYPES) if arguments.dtype else "",
+        budget=_budget(arguments),
+        seed=arguments.seed,
+        profile=arguments.profile,
+        against=_known("--against", arguments.against, PEERS) if arguments.against else "",
+        tune=arguments.tune,
+        output=_output(arguments.output) if arguments.output else None,
+    )
+    if not 0 <= options.seed < 2**32:
+        raise UserError(f"--seed = {options.seed}: must be from 0 to below 2**32")
+    if ("recorded" in options.loads) != bool(options.trace):
+        raise UserError(
+            f"--trace = {options.trace!r}: goes with --suite=model --loads=recorded; give both"
+        )
+    for flag in ("loads", "dispatch"):
+        if getattr(arguments, flag) and options.suite in ("attention", "ceilings"):
+            raise UserError(f"--{flag}: --suite={options.suite} has none; leave the flag out")
+    if options.suite == "agreement" and arguments.loads:
+        raise UserError("--loads: --suite=agreement takes all of them; leave the flag out")
+    if options.tune and (options.suite != "moe" or options.profile or options.against):
+        raise UserError("--tune: goes with --shapes, --dtype and --output only; run it by itself")
+    if options.profile and options.suite != "moe":
+        raise UserError(f"--profile: takes --suite=moe apart; --suite={options.suite} has no parts")
+    if options.against and options.suite not in ("moe", "model"):
+        raise UserError(f"--against = {options.against!r}: goes with --suite=moe or --suite=model")
+    if options.against:
+        check_peer_installed()
+    return options
+
+
+def layer_dispatchers() -> tuple[str, ...]:
+    """The dispatchers of a layer, and those with one grouped back end for all products."""
+    from moejax.moe.grouped_matmul import BACKENDS
+
+    return (*DISPATCHERS, *(f"grouped:{name}" for name in BACKENDS))
+
+
+def check_peer_installed() -> None:
+    """Raises UserError where Transformers or PyTorch is missing."""
+    for package in ("torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"--against = 'transformers': the package {package} is not installed; "
+                "install the extra: pip install 'moejax[parity]'"
+            )
+
+
+def _known(flag: str, name: str, known: tuple[str, ...]) -> str:
+    if name not in known:
+        raise UserError(f"{flag} = {name!r}: unknown; {nearest(name, known)}")
+    return name
+
+
+def _names(flag: str, text: str | None, known: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Names between commas, each once, in their order; checked where all of them are known."""
+    if text is None:
+        return ()
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    if "" in names:
+        raise UserError(f"{flag} = {text!r}: has an empty name; write NAME,NAME")
+    return tuple(_known(flag, name, known) for name in names) if known else names
+
+
+def _budget(arguments: argparse.Namespace) -> Budget:
+    seconds, rounds = arguments.seconds, arguments.repeats
+    if seconds is not None and not 0 < seconds < 3600:
+        raise UserError(f"--seconds = {seconds}: must be above 0 and below 3600")
+    if rounds is not None and not 0 < rounds <= 10_000:
+        raise UserError(f"--repeats = {rounds}: must be from 1 to 10000")
+    if seconds is not None and rounds is not None:
+        raise UserError(f"--repeats = {rounds}: goes by rounds, --seconds by time; give one")
+    return Budget(Budget.seconds if seconds is None else seconds, rounds or 0)
+
+
+def _output(folder: str) -> pathlib.Path:
+    """The folder for the results: a new one, an empty one, or one that an earlier run wrote.
+
+    Raises:
+      UserError: it is a file, holds something else, or cannot be written. Nothing is written here.
+    """
+    path, shown = pathlib.Path(folder).absolute(), f"--output = {folder!r}"
+    above = path
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    if not above.is_dir():
+        raise UserError(f"{shown}: {str(above)!r} is a file; give a folder")
+    try:
+        # Permissions do not tell of every file system, so it is tried.
+        os.rmdir(tempfile.mkdtemp(dir=above))
+    except OSError as error:
+        raise UserError(
+            f"{shown}: {str(above)!r} cannot be written ({error.strerror}); choose another folder"
+        ) from None
+    if path.is_dir() and any(path.iterdir()) and not (path / RESULTS).is_file():
+        raise UserError(
+            f"{shown}: holds files, but no earlier {RESULTS}; give a new or an empty folder"
+        )
+    return path
