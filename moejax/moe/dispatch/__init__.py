@@ -7,7 +7,7 @@ another device's expert.
 
 from jaxtyping import Array, Float, Int
 
-from moejax.moe.dispatch.blocks import blocks, default_block_size
+from moejax.moe.dispatch.blocks import blocks
 from moejax.moe.dispatch.capacity import capacity, drop, expert_capacity
 from moejax.moe.dispatch.dense_loop import dense_loop
 from moejax.moe.dispatch.sorting import SortedAssignments, sort_assignments
@@ -37,7 +37,7 @@ def dispatch(
     """Runs a dispatcher by name.
 
     Args:
-      name: ``dense_loop``, ``capacity`` or ``blocks``.
+      name: ``dense_loop``, ``capacity``, ``blocks`` or ``grouped``.
       x: token vectors.
       expert: chosen experts.
       gate: combine weights.
@@ -53,6 +53,10 @@ def dispatch(
         case "capacity":
             return capacity(x, expert, gate, weights, slots=min(slots, expert.size))
         case "blocks":
-            block = default_block_size(expert.size, weights.num_experts)
-            return blocks(x, expert, gate, weights, block=block)
+            return blocks(x, expert, gate, weights)
+        case "grouped":
+            # Here, so that its kernels' libraries load where they are used only.
+            from moejax.moe.dispatch.grouped import grouped
+
+            return grouped(x, expert, gate, weights)
     raise ValueError(f"no dispatcher {name!r}")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from moejax.moe.dispatch.gathers import pack, unpack
 from moejax.moe.dispatch.sorting import sort_assignments
 from moejax.moe.experts import ExpertWeights, apply_batched
 
@@ -55,15 +56,12 @@ def drop(
     """
     top_k = expert.shape[1]
     choices = expert.reshape(-1, group, top_k)
-    tokens = jnp.arange(group)[None, :, None]
+    tokens, nth = jnp.arange(group)[None, :, None], jnp.arange(top_k)[None, None, :]
     if policy == "probability":
         largest = jnp.max(gate.reshape(choices.shape), axis=-1)
         priority = jnp.argsort(-largest, axis=1, stable=True)
         tokens = jnp.argsort(priority, axis=1)[:, :, None]
-    if policy == "position":
-        turn = tokens * top_k + jnp.arange(top_k)
-    else:
-        turn = jnp.arange(top_k) * group + tokens
+    turn = tokens * top_k + nth if policy == "position" else nth * group + tokens
     turn = jnp.broadcast_to(turn, choices.shape).reshape(len(choices), -1)
 
     def kept_of_group(choices, turn):
@@ -100,14 +98,15 @@ def capacity(
     """
     top_k, num_experts = expert.shape[1], weights.num_experts
     plan = sort_assignments(expert, num_experts)
-    place = jnp.arange(slots)[None, :]
-    filled = (place < plan.counts[:, None])[:, :, None]
-    sorted_row = jnp.minimum(plan.starts[:, None] + place, expert.size - 1)
-    rows = jnp.where(filled, x[plan.order[sorted_row] // top_k], 0)
-    outputs = apply_batched(weights, rows).reshape(num_experts * slots, -1)
-    here = expert < num_experts
+    place = jnp.arange(slots, dtype=jnp.int32)[None, :]
+    filled = place < plan.counts[:, None]
+    entry = jnp.minimum(plan.starts[:, None] + place, expert.size - 1)
+    assignment = jnp.where(filled, plan.order[entry], expert.size).reshape(-1)
     owner = jnp.minimum(expert, num_experts - 1)
     slot = owner * slots + plan.row - plan.starts[owner]
-    weight = jnp.where(here, gate, 0.0).astype(x.dtype)
-    chosen = jnp.where(here[:, :, None], outputs[jnp.where(here, slot, 0)], 0)
-    return jnp.einsum("tkd,tk->td", chosen, weight)
+    slot = jnp.where(expert < num_experts, slot, num_experts * slots)
+    token = assignment // top_k
+    rows = pack(x, token, slot).reshape(num_experts, slots, -1)
+    outputs = apply_batched(weights, rows).reshape(num_experts * slots, -1)
+    weight = pack(gate.reshape(-1, 1), assignment, slot.reshape(-1, 1))
+    return unpack(outputs * weight.astype(x.dtype), token, slot)

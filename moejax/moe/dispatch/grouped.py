@@ -1,0 +1,113 @@
+"""Dropless on GPUs: rows sorted by expert, and grouped products over them.
+
+The backward pass is written by hand. It saves the first product and the plan and recomputes the
+activation; it reads tokens and gradients through an index where the kernels can, never goes
+through the sort, and adds nothing by scattering: a token's K rows are gathered and summed in FP32.
+Nothing has more rows than there are assignments, whatever the load.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from moejax.moe.dispatch.sorting import SortedAssignments, sort_assignments
+from moejax.moe.experts import ExpertWeights, swiglu
+from moejax.moe.grouped_matmul import Layer, LayerPlan, Table, choose_products
+
+
+def grouped(
+    x: Float[Array, "T D"],
+    expert: Int[Array, "T K"],
+    gate: Float[Array, "T K"],
+    weights: ExpertWeights,
+    *,
+    interpret: bool = False,
+    table: Table | None = None,
+) -> Float[Array, "T D"]:
+    """Runs every assignment through its expert by grouped products.
+
+    Args:
+      x: token vectors.
+      expert: chosen experts; indices of E and above are computed by nobody here.
+      gate: combine weights.
+      weights: the experts.
+      interpret: interprets the kernels, on any platform and slowly.
+      table: which back end computes which product; the user's table by default.
+
+    Returns:
+      The combined outputs, summed in FP32.
+
+    Raises:
+      ConfigError: no kernels run here.
+      UserError: the user's table cannot be read.
+    """
+    num_experts, width, _, hidden = weights.gate_up.shape
+    layer = Layer(len(x), width, hidden, num_experts, expert.shape[1])
+    products = choose_products(layer, x.dtype.name, table=table, interpret=interpret)
+    plan = sort_assignments(expert, num_experts)
+    return _grouped(x, gate, weights, plan, products)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _grouped(x, gate, weights, plan, products: LayerPlan):
+    return _forward(x, gate, weights, plan, products)[0]
+
+
+def _flat(weights: ExpertWeights) -> Float[Array, "E D 2F"]:
+    """Gate and up side by side, as one matrix an expert."""
+    return weights.gate_up.reshape(*weights.gate_up.shape[:2], -1)
+
+
+def _combine(rows: Float[Array, "M D"], plan: SortedAssignments, gate=None) -> Float[Array, "T D"]:
+    """Sums, for each token, its K rows, weighted by the gates if there are any, in FP32."""
+    used = jnp.sum(plan.counts)
+    total = jnp.zeros((len(plan.row), rows.shape[1]), jnp.float32)
+    # One gather a choice, which XLA fuses with the sum; a single one of (T, K, D) would be
+    # written to memory.
+    for k in range(plan.row.shape[1]):
+        row = plan.row[:, k]
+        here = (row < used)[:, None]
+        each = rows.at[row].get(mode="promise_in_bounds").astype(jnp.float32)
+        if gate is not None:
+            each *= gate[:, k, None].astype(jnp.float32)
+        total += jnp.where(here, each, 0)
+    return total.astype(rows.dtype)
+
+
+def _forward(x, gate, weights, plan, products):
+    token = plan.order // gate.shape[1]
+    both = products.forward("gate_up", x, _flat(weights), plan.counts, token)
+    # In FP32, which is never written; what belongs to no expert here may hold anything.
+    hidden = swiglu(both.astype(jnp.float32).reshape(len(both), 2, -1))
+    filled = jnp.arange(len(both)) < jnp.sum(plan.counts)
+    hidden = jnp.where(filled[:, None], hidden, 0).astype(x.dtype)
+    # The backward pass works in the memory of the saved product, so that it must come later.
+    both, hidden = jax.lax.optimization_barrier((both, hidden))
+    out = products.forward("down", hidden, weights.down, plan.counts)
+    return _combine(out, plan, gate), (x, gate, weights, plan, both)
+
+
+def _backward(products, saved, d_y):
+    x, gate, weights, plan, both = saved
+    token = plan.order // gate.shape[1]
+    weight = gate.reshape(-1).at[plan.order].get(mode="promise_in_bounds")
+    # Before the gate's factor: its product with the activations is the gate's own gradient.
+    d_hidden = products.input_gradient("down", d_y, weights.down, plan.counts, token)
+    d_both, hidden, d_weight = products.swiglu_backward(
+        both, d_hidden, weight, jnp.sum(plan.counts)
+    )
+    d_rows = products.input_gradient("gate_up", d_both, _flat(weights), plan.counts)
+    d_gate_up = products.weight_gradient(
+        "gate_up", x, d_both, plan.counts, (token, None), weights.gate_up.dtype
+    )
+    d_down = products.weight_gradient(
+        "down", hidden, d_y, plan.counts, (None, token), weights.down.dtype
+    )
+    d_gate = d_weight.at[plan.row].get(mode="promise_in_bounds").astype(gate.dtype)
+    d_weights = ExpertWeights(d_gate_up.reshape(weights.gate_up.shape), d_down)
+    return _combine(d_rows, plan), d_gate, d_weights, None
+
+
+_grouped.defvjp(_forward, _backward)

@@ -1,0 +1,86 @@
+"""SwiGLU's backward pass over expert rows, as one Triton kernel.
+
+XLA makes three passes of it, since a reduction over a row and the two results differ in shape.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+from jaxtyping import Array, Float, Int
+
+ROWS, COLUMNS = 4, 512
+
+
+def swiglu_backward(
+    both: Float[Array, "M 2F"],
+    d_hidden: Float[Array, "M F"],
+    gate: Float[Array, " M"],
+    used: Int[Array, ""],
+    *,
+    interpret: bool,
+) -> tuple[Float[Array, "M 2F"], Float[Array, "M F"], Float[Array, " M"]]:
+    """From the gradient of h = silu(a) · b, before the combine weight, all that follows from it.
+
+    Arithmetic is FP32. The first two results take the memory of the first two arguments.
+
+    Args:
+      both: a and b side by side.
+      d_hidden: gradient of gate · h over gate.
+      gate: combine weight of each row.
+      used: rows that count; those after them may hold anything, and their results are zero.
+      interpret: runs on any platform, slowly.
+
+    Returns:
+      The gradient of ``both``; gate · h; and the gradient of ``gate``, in FP32.
+    """
+    size, width = d_hidden.shape
+    columns = min(COLUMNS, pl.next_power_of_2(width))
+    return pl.pallas_call(
+        functools.partial(_kernel, columns=columns),
+        out_shape=(
+            jax.ShapeDtypeStruct(both.shape, both.dtype),
+            jax.ShapeDtypeStruct(d_hidden.shape, d_hidden.dtype),
+            jax.ShapeDtypeStruct((size,), jnp.float32),
+        ),
+        grid=(pl.cdiv(size, ROWS),),
+        input_output_aliases={0: 0, 1: 1},
+        compiler_params=triton.CompilerParams(num_warps=4, num_stages=1),
+        interpret=interpret,
+    )(both, d_hidden, gate, used.reshape(1))
+
+
+def _kernel(_, __, gate_ref, used_ref, both_ref, hidden_ref, d_gate_ref, *, columns):
+    # Read and written in place: a program touches its own rows only, each place once.
+    size, width = hidden_ref.shape
+    top = pl.program_id(0) * ROWS
+    row = top + jnp.arange(ROWS)
+    there, used = row < size, row[:, None] < triton.load(used_ref.at[pl.ds(0, 1)])[None, :]
+    gate = triton.load(gate_ref.at[pl.ds(top, ROWS)], mask=there, other=0.0)
+    gate = gate.astype(jnp.float32)[:, None]
+
+    def step(i, total):
+        first = i * columns
+        inside = there[:, None] & (first + jnp.arange(columns) < width)[None, :]
+        place = lambda ref, start: ref.at[pl.ds(top, ROWS), pl.ds(start + first, columns)]
+
+        def read(ref, start):
+            values = triton.load(place(ref, start), mask=inside, other=0.0)
+            return jnp.where(used, values.astype(jnp.float32), 0.0)
+
+        def write(ref, start, values):
+            triton.store(place(ref, start), values.astype(ref.dtype), mask=inside)
+
+        a, b, d_hidden = read(both_ref, 0), read(both_ref, width), read(hidden_ref, 0)
+        sigmoid = 1.0 / (1.0 + jnp.exp(-a))
+        silu = a * sigmoid
+        weighted = d_hidden * gate
+        write(both_ref, 0, weighted * b * (sigmoid + silu * (1.0 - sigmoid)))
+        write(both_ref, width, weighted * silu)
+        write(hidden_ref, 0, silu * b * gate)
+        return total + jnp.sum(d_hidden * silu * b, axis=1)
+
+    total = jax.lax.fori_loop(0, pl.cdiv(width, columns), step, jnp.zeros(ROWS, jnp.float32))
+    triton.store(d_gate_ref.at[pl.ds(top, ROWS)], total, mask=there)
