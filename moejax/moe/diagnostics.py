@@ -54,6 +54,12 @@ def router_health(router_stats: Mapping[str, Any]) -> dict[str, Any]:
       ``max_violation`` (mean over layers), ``max_violation_worst``, ``load_entropy``,
       ``gate_entropy`` (nats), ``top1_margin``, ``dropped_share`` (of all assignments),
       ``dead_experts`` (under 1/64 of the fair share, of all layers), ``squared_logsumexp``;
+      of the exchange, means over valid tokens and layers: ``devices_per_token`` and
+      ``nodes_per_token`` (devices along the mesh's ``expert`` axis, and machines, that hold a
+      token's experts), ``bytes_sent_per_token`` (vectors sent to other devices and back in the
+      forward pass: rows · D · bytes of a number · 2, without the padding of rounds), and as shares
+      of all rows (tokens bound for a device, their own among them) ``exchange_overflow_share``
+      (beyond the first round) and ``exchange_dropped_share`` (left out);
       by layer: ``max_violation_by_layer``, ``load_by_layer`` and ``gate_mass_by_layer`` (shares of
       each expert, 4 digits). Empty for a dense model.
     """
@@ -66,15 +72,22 @@ def router_health(router_stats: Mapping[str, Any]) -> dict[str, Any]:
         values / np.maximum(values.sum(axis=-1, keepdims=True), 1e-9), 4
     ).tolist()
     fair = load.mean(axis=-1, keepdims=True)
+    per_token = lambda name: float((stats[name] / tokens).mean())
+    rows = max(stats["rows"].sum(), 1)
     return {
         "max_violation": float(violation.mean()),
         "max_violation_worst": float(violation.max()),
         "load_entropy": float(load_entropy(load).mean()),
-        "gate_entropy": float((stats["entropy"] / tokens).mean()),
-        "top1_margin": float((stats["top1_margin"] / tokens).mean()),
+        "gate_entropy": per_token("entropy"),
+        "top1_margin": per_token("top1_margin"),
         "dropped_share": float(stats["dropped"].sum() / max(stats["assignments"].sum(), 1)),
         "dead_experts": int((load < DEAD_SHARE * fair).sum()),
-        "squared_logsumexp": float((stats["squared_logsumexp"] / tokens).mean()),
+        "squared_logsumexp": per_token("squared_logsumexp"),
+        "devices_per_token": per_token("devices_touched"),
+        "nodes_per_token": per_token("nodes_touched"),
+        "bytes_sent_per_token": per_token("bytes_sent"),
+        "exchange_overflow_share": float(stats["exchange_overflow"].sum() / rows),
+        "exchange_dropped_share": float(stats["exchange_dropped"].sum() / rows),
         "max_violation_by_layer": np.round(violation, 4).tolist(),
         "load_by_layer": share(load),
         "gate_mass_by_layer": share(stats["gate_mass"]),

@@ -4,13 +4,15 @@ import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from moejax.moe.choose import choose_here
 from moejax.moe.dispatch import dispatch, drop, expert_capacity
-from moejax.moe.exchange import exchange
+from moejax.moe.exchange import exchange, rows_in_reach
+from moejax.moe.exchange.traffic import layer_traffic
 from moejax.moe.experts import Experts, SwiGLU
 from moejax.moe.moe_config import MoEConfig
-from moejax.moe.routers import REGISTRY, Router, RouterInputs
+from moejax.moe.routers import REGISTRY, Router, RouterInputs, Routing
 
 
 class MoELayer(nn.Module):
@@ -42,23 +44,50 @@ class MoELayer(nn.Module):
 
         Returns:
           The outputs, the weighted auxiliary loss, and statistics that are sums over tokens:
-          those of ``Routing.stats`` and ``dropped``, the assignments that found no slot.
+          those of ``Routing.stats``; ``dropped``, the assignments that found no slot; and the
+          exchange's, see ``moejax.moe.exchange.traffic.layer_traffic``.
+
+        Raises:
+          ConfigError: a back end that the config names cannot run on this platform.
         """
         config = self.config
+        choice = choose_here(config)
         router = self.make_router(config, self.init_std, name="router")
         routing = router(RouterInputs(x, valid))
-        experts = Experts(config.num_experts, config.d_expert, self.init_std, name="experts")
-        weights = experts(x.shape[-1], x.dtype)
-        expert, name, slots = routing.expert, config.chosen_dispatch, 0
-        dropped = jnp.zeros((), jnp.float32)
-        if name == "capacity":
-            slots = expert_capacity(x.shape[1], config.top_k, config.num_experts, config.capacity_factor)
-            expert, dropped = drop(
-                expert, routing.gate, num_experts=config.num_experts, group=x.shape[1], slots=slots
-            )
-        local = functools.partial(dispatch, name, slots=slots * x.shape[0])
-        y = exchange(local, x, expert, routing.gate, weights)
+        # First, and fed by nothing that is exchanged: XLA may compute them while rows travel.
+        shared = None
         if config.num_shared_experts:
             width = config.num_shared_experts * config.d_expert
-            y += SwiGLU(width, self.init_std, name="shared")(x)
-        return y, routing.aux_loss, {**routing.stats, "dropped": dropped}
+            shared = SwiGLU(width, self.init_std, name="shared")(x)
+        experts = Experts(config.num_experts, config.d_expert, self.init_std, name="experts")
+        weights = experts(x.shape[-1], x.dtype)
+        expert, slots, dropped = self._drop(choice.dispatch, routing, x.shape[1])
+        # Slots are a sequence's; a device may have to hold those of several.
+        reach = rows_in_reach(choice.exchange, x.shape[0])
+        y, beyond = exchange(
+            choice.exchange,
+            functools.partial(dispatch, choice.dispatch, slots=slots * reach),
+            x,
+            expert,
+            routing.gate,
+            weights,
+            factor=config.exchange_factor,
+            exact=config.exchange_overflow == "exact",
+        )
+        sent = layer_traffic(config, choice.exchange, x, expert, beyond)
+        y = y if shared is None else y + shared
+        return y, routing.aux_loss, {**routing.stats, "dropped": dropped, **sent}
+
+    def _drop(
+        self, name: str, routing: Routing, group: int
+    ) -> tuple[Int[Array, "T K"], int, Float[Array, ""]]:
+        """The choices that capacity leaves, slots of an expert in a sequence, and the drops."""
+        config = self.config
+        if name != "capacity":
+            return routing.expert, 0, jnp.zeros((), jnp.float32)
+        slots = expert_capacity(group, config.top_k, config.num_experts, config.capacity_factor)
+        expert, dropped = drop(
+            routing.expert, routing.gate, num_experts=config.num_experts, group=group,
+            slots=slots, policy=config.drop_policy,
+        )  # fmt: skip
+        return expert, slots, dropped

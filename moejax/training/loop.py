@@ -67,13 +67,9 @@ class Run:
         self._begin()
 
     def _announce(self) -> None:
-        moe = self.config.model.moe
         lines = [format_plan(prepare.plan_run(self.setup)), prepare.epochs_line(self.setup)]
-        if moe is not None:
-            how = (
-                "chosen by auto: it drops nothing, anywhere" if moe.dispatch == "auto" else "config"
-            )
-            lines.append(f"dispatch    {moe.chosen_dispatch} ({how})")
+        setup = self.setup
+        lines += prepare.back_end_lines(setup.config.model.moe, setup.choice, setup.products)
         provenance = self.setup.dataset.provenance
         if "warning" in provenance:
             lines.append(f"warning: {provenance['warning']}")
@@ -350,7 +346,7 @@ class Run:
 
     def summary(self, status: str) -> dict[str, Any]:
         """What ``summary.json`` holds."""
-        ledger, billing, moe = self.ledger, self.setup.billing, self.config.model.moe
+        ledger, billing, choice = self.ledger, self.setup.billing, self.setup.choice
         dataset = self.setup.dataset
         finite = lambda value: value if math.isfinite(value) else None
         train_seconds = ledger.seconds["train"]
@@ -370,7 +366,11 @@ class Run:
             "mfu": ledger.mfu,
             "peak_flops": billing.peak_flops,
             "peak_source": billing.peak_source,
-            "dispatch": None if moe is None else moe.chosen_dispatch,
+            "dispatch": choice and choice.dispatch,
+            "dispatch_reason": choice and choice.dispatch_reason,
+            "dispatch_products": self.setup.products,
+            "exchange": choice and choice.exchange,
+            "exchange_reason": choice and choice.exchange_reason,
             "dollars": ledger.total_dollars,
             "model_flops": ledger.total_flops,
             "failed_saves": self._failed_saves,

@@ -13,7 +13,10 @@ from moejax.cost.plan import make_plan
 from moejax.data import TextDataset, epochs, open_dataset
 from moejax.models import ModelConfig
 from moejax.models.layers import compute_dtype
-from moejax.moe.exchange import BATCH_AXES
+from moejax.moe import MoEConfig
+from moejax.moe.choose import Choice, choose
+from moejax.moe.dispatch.capacity import LEAKING_POLICIES
+from moejax.moe.exchange import BATCH_AXES, local_sizes
 from moejax.parallel import MeshConfig, check_fits, make_mesh
 from moejax.training.optimizers import learning_rate, make_optimizer
 from moejax.training.run_config import RunConfig
@@ -44,10 +47,12 @@ class Billing:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """A validated run: its config with ``auto`` resolved, mesh, text, optimizer and bill."""
+    """A validated run: its config, mesh, text, optimizer, bill, and what ``auto`` came to."""
 
     config: RunConfig
     mesh: jax.sharding.Mesh
+    choice: Choice | None
+    products: dict[str, dict] | None
     dataset: TextDataset
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
@@ -73,6 +78,10 @@ def prepare(config: RunConfig) -> Setup:
     train = config.train
     mesh = make_mesh(config.mesh)
     check_fits(tuple(mesh.shape.values()), config.model, train.batch_size // train.micro_batches)
+    part = train.batch_size // train.micro_batches
+    choice = choose_back_ends(config.model, mesh)
+    with jax.set_mesh(mesh):
+        products = grouped_products(config.model, choice, part, train.seq_len)
     dtype = compute_dtype(config.model.dtype).name
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
     billing = make_billing(config, mesh)
@@ -90,7 +99,50 @@ def prepare(config: RunConfig) -> Setup:
     )  # fmt: skip
     schedule = learning_rate(config.optim, train.steps)
     optimizer = make_optimizer(config.optim, train.steps)
-    return Setup(config, mesh, dataset, optimizer, schedule, billing)
+    return Setup(config, mesh, choice, products, dataset, optimizer, schedule, billing)
+
+
+def choose_back_ends(model: ModelConfig, mesh: jax.sharding.Mesh) -> Choice | None:
+    """How tokens are dispatched and exchanged on a mesh; None for a dense model.
+
+    Raises:
+      ConfigError: a back end that the config names cannot run on these devices.
+    """
+    if model.moe is None:
+        return None
+    platform = mesh.devices.flat[0].platform
+    return choose(model.moe, platform=platform, expert_devices=mesh.shape["expert"])
+
+
+def grouped_products(
+    model: ModelConfig, choice: Choice | None, rows: int, seq_len: int
+) -> dict[str, dict] | None:
+    """Which kernels compute each product of an MoE layer, on the current mesh.
+
+    Args:
+      model: the model's config.
+      choice: what runs; only ``grouped`` has kernels to choose from.
+      rows: rows of a micro-batch.
+      seq_len: positions of a row.
+
+    Returns:
+      ``backend``, ``settings`` and ``why`` by matrix and leg; None for other dispatchers.
+
+    Raises:
+      ConfigError: no kernels run here.
+    """
+    if choice is None or choice.dispatch != "grouped":
+        return None
+    # Here, so that the kernels' libraries load where they are used only.
+    from moejax.moe.grouped_matmul import Layer, describe
+
+    moe = model.moe
+    tokens, experts, choices = local_sizes(
+        choice.exchange, rows, seq_len, moe.num_experts, moe.top_k, moe.exchange_factor
+    )
+    width = moe.d_expert // jax.sharding.get_abstract_mesh().shape["tensor"]
+    layer = Layer(tokens, model.d_model, width, experts, choices)
+    return describe(layer, compute_dtype(model.dtype).name)
 
 
 def make_billing(config: RunConfig, mesh: jax.sharding.Mesh) -> Billing:
@@ -153,3 +205,23 @@ def epochs_line(setup: Setup) -> str:
             "teaches little; use more text (moejax tokenize) or fewer steps"
         )
     return line
+
+
+def back_end_lines(
+    moe: MoEConfig | None, choice: Choice | None, products: dict[str, dict] | None = None
+) -> list[str]:
+    """What computes the experts and carries the tokens, why, and a warning of what leaks."""
+    if moe is None or choice is None:
+        return []
+    lines = [
+        f"dispatch    {choice.dispatch} ({choice.dispatch_reason})",
+        f"exchange    {choice.exchange} ({choice.exchange_reason})",
+    ]
+    for name, product in (products or {}).items():
+        lines.append(f"  {name:<26}{product['backend']} ({product['why']})")
+    if choice.dispatch == "capacity" and moe.drop_policy in LEAKING_POLICIES:
+        lines.append(
+            f"warning: moe.drop_policy = {moe.drop_policy!r} lets later tokens displace earlier "
+            "ones; this loss is not a language model's"
+        )
+    return lines

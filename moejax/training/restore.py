@@ -1,5 +1,6 @@
 """A trained model back from its run directory, and text from it."""
 
+import dataclasses
 import pathlib
 import sys
 from typing import Any
@@ -21,11 +22,14 @@ from moejax.training.state import make_init
 def load(workdir: str | pathlib.Path) -> tuple[RunConfig, dict[str, Any]]:
     """A run's config and the variables of its newest good checkpoint, on one device.
 
+    Where the run dropped nothing, ``moe.dispatch`` becomes ``auto``, and ``moe.exchange`` with it:
+    what it asked for may not run on this machine, and what does computes the same.
+
     Raises:
       UserError: no run, no checkpoint, or a damaged one.
     """
     path = pathlib.Path(workdir)
-    config = run_config.from_dict(run_dir.read_record(path)["config"])
+    config = _exact_as_auto(run_config.from_dict(run_dir.read_record(path)["config"]))
     optimizer = make_optimizer(config.optim, config.train.steps)
     _, abstract = make_init(config.model, optimizer, make_mesh(MeshConfig()))
     with Checkpointer(path / run_dir.CHECKPOINTS, config.checkpoint) as checkpoints:
@@ -38,6 +42,15 @@ def load(workdir: str | pathlib.Path) -> tuple[RunConfig, dict[str, Any]]:
         print(text, file=sys.stderr)
     state = restored.state
     return config, {"params": state.params, "router_state": state.router_state}
+
+
+def _exact_as_auto(config: RunConfig) -> RunConfig:
+    moe = config.model.moe
+    if moe is None:
+        return config
+    dispatch = moe.dispatch if moe.dispatch == "capacity" else "auto"
+    moe = dataclasses.replace(moe, dispatch=dispatch, exchange="auto")
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, moe=moe))
 
 
 def generate(

@@ -91,7 +91,7 @@ class RunConfig:
 MAY_CHANGE = (
     "budget", "checkpoint", "cost", "mesh", "train.log_every", "train.eval_every",
     "train.eval_batches", "train.sample_prompt", "train.sample_tokens", "data.prefetch",
-    "data.cache_dir",
+    "data.cache_dir", "moe.exchange", "moe.devices_per_node",
 )  # fmt: skip
 
 

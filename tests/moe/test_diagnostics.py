@@ -25,7 +25,10 @@ def measures(*rows):
     return {
         "load": load, "gate_mass": load * 0.5, "tokens": tokens, "assignments": load.sum(axis=1),
         "entropy": tokens * 1.5, "squared_logsumexp": tokens * 9.0, "top1_margin": tokens * 0.25,
-        "dropped": np.full(len(load), 1.0),
+        "dropped": np.full(len(load), 1.0), "devices_touched": tokens * 1.5,
+        "nodes_touched": tokens * 1.25, "rows": tokens * 2.0,
+        "rows_sent": tokens * 0.5, "bytes_sent": tokens * 64.0,
+        "exchange_overflow": np.full(len(load), 3.0), "exchange_dropped": np.full(len(load), 1.5),
     }  # fmt: skip
 
 
@@ -52,6 +55,11 @@ def test_health_of_two_layers():
     assert health["gate_entropy"] == pytest.approx(1.5)
     assert health["squared_logsumexp"] == pytest.approx(9.0)
     assert health["top1_margin"] == pytest.approx(0.25)
+    assert health["devices_per_token"] == 1.5 and health["nodes_per_token"] == 1.25
+    assert health["bytes_sent_per_token"] == 64
+    # Two layers of 8 tokens make 2 · 8 · 2 = 32 rows, of which 6 overflowed and 3 were left out.
+    assert health["exchange_overflow_share"] == 6 / 32
+    assert health["exchange_dropped_share"] == 3 / 32
     assert health["load_by_layer"] == [[0.25] * 4, [0.5, 0.5, 0, 0]]
     assert health["gate_mass_by_layer"] == health["load_by_layer"]
 

@@ -1,13 +1,18 @@
 """The MoE layer: shared experts, dispatchers that agree, padding."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
+from moejax.config import ConfigError
 from moejax.moe.experts import SwiGLU
 from moejax.moe.layer import MoELayer
+from moejax.parallel import AXES
 
 VALID = jnp.asarray(np.arange(8)[None] < np.array([[8], [5]]))
 
@@ -17,6 +22,11 @@ def config(dispatch="blocks", **moe):
     return tiny.moe_config(dispatch=dispatch, moe=moe).moe
 
 
+@functools.cache
+def compiled(config):
+    return jax.jit(MoELayer(config).apply)
+
+
 @pytest.fixture(scope="module")
 def layer():
     """Variables, inputs and a jitted run of the layer under a config."""
@@ -24,7 +34,7 @@ def layer():
     variables = tiny.draw(jax.eval_shape(MoELayer(config()).init, jax.random.key(0), x, VALID))
 
     def run(config, variables=variables):
-        return jax.jit(MoELayer(config).apply)(variables, x, VALID)
+        return compiled(config)(variables, x, VALID)
 
     return variables, x, run
 
@@ -55,3 +65,52 @@ def test_drops_are_counted_and_padding_is_not_among_them(layer):
     assert float(stats["assignments"]) == 2 * 13
     load = float(stats["assignments"])
     assert load - 16 <= float(stats["dropped"]) < load
+
+
+def test_a_leaking_policy_reaches_the_drops(layer):
+    # One slot an expert and sequence: who keeps it depends on the policy.
+    _, _, run = layer
+    few = dict(capacity_factor=0.5, allow_leak=True)
+    by_position, _, first = run(config("capacity", **few))
+    by_choice, _, second = run(config("capacity", drop_policy="choice", **few))
+    assert float(first["dropped"]) > 0 and float(second["dropped"]) > 0
+    assert tiny.relative_error(by_choice, by_position) > 1e-3
+
+
+def test_a_back_end_that_cannot_run_here_is_an_error_not_a_fall_back(layer):
+    _, _, run = layer
+    with pytest.raises(ConfigError, match=r"moe.dispatch.*needs? a GPU"):
+        run(config("grouped"))
+    with pytest.raises(ConfigError, match=r"moe.exchange.*on cpu"):
+        run(config(exchange="ragged_all_to_all"))
+
+
+def test_statistics_are_the_same_tree_whatever_runs(layer):
+    _, _, run = layer
+    trees = [jax.tree.structure(run(config(name))[2]) for name in ("blocks", "capacity")]
+    assert trees[0] == trees[1]
+    # One device holds all experts: every valid token reaches that one, and sends nothing.
+    stats = run(config())[2]
+    assert float(stats["devices_touched"]) == float(stats["nodes_touched"]) == 13
+    for name in ("rows_sent", "bytes_sent", "exchange_overflow", "exchange_dropped", "dropped"):
+        assert float(stats[name]) == 0, name
+
+
+def test_on_gpus_auto_lowers_to_grouped_products_and_ragged_exchange(layer):
+    """Forward and backward for eight H100s, on a machine that has none."""
+    variables, _, _ = layer
+    device = AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=132, platform="cuda")
+    mesh = AbstractMesh((1, 2, 4, 1), AXES, (AxisType.Auto,) * 4, abstract_device=device)
+    x = jax.ShapeDtypeStruct((8, 8, 16), jnp.bfloat16)
+
+    def objective(params, x):
+        valid = jnp.ones(x.shape[:2], bool)
+        y, _, _ = MoELayer(config("auto")).apply({**variables, "params": params}, x, valid)
+        return jnp.sum(y.astype(jnp.float32))
+
+    with jax.sharding.use_abstract_mesh(mesh):
+        traced = jax.jit(jax.grad(objective, (0, 1))).trace(variables["params"], x)
+        program = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert program.count("@ragged_all_to_all(") >= 6
+    # Gate and up, and down, each with its input gradient and its weight gradient.
+    assert program.count("triton") >= 6

@@ -1,10 +1,8 @@
 """Options of the MoE layer: refusals name the field and the remedy."""
 
-import dataclasses
-
 import pytest
 
-from moejax.config import ConfigError
+from moejax.config import ConfigError, build
 from moejax.moe import MoEConfig, router_options
 from moejax.moe.routers import DeepSeekV3Options, SoftmaxTopKOptions
 
@@ -17,6 +15,8 @@ from moejax.moe.routers import DeepSeekV3Options, SoftmaxTopKOptions
         ({"top_k": 0}, "moe.top_k"),
         ({"d_expert": -1}, "moe.d_expert"),
         ({"capacity_factor": 0.0}, "moe.capacity_factor"),
+        ({"exchange_factor": 0.0}, "moe.exchange_factor"),
+        ({"devices_per_node": 0}, "moe.devices_per_node"),
         ({"num_shared_experts": -1}, "moe.num_shared_experts"),
         ({"router": DeepSeekV3Options(num_groups=3)}, "router.num_groups"),
         ({"top_k": 1}, "router.normalize_gates"),
@@ -32,10 +32,27 @@ def test_refusals(changes, field):
     assert error.value.field == field
 
 
-def test_auto_is_blocks():
-    config = MoEConfig(8, 2, 16)
-    assert config.chosen_dispatch == "blocks"
-    assert dataclasses.replace(config, dispatch="capacity").chosen_dispatch == "capacity"
+@pytest.mark.parametrize("policy", ["choice", "probability"])
+def test_a_drop_policy_that_leaks_has_to_be_allowed(policy):
+    with pytest.raises(ConfigError, match=r"moe.drop_policy.*moe.allow_leak = True"):
+        MoEConfig(8, 2, 16, drop_policy=policy)
+    assert MoEConfig(8, 2, 16, drop_policy=policy, allow_leak=True).drop_policy == policy
+    assert MoEConfig(8, 2, 16).drop_policy == "position"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "near"),
+    [
+        ("dispatch", "block", "blocks"),
+        ("exchange", "ragged_all_to_al", "ragged_all_to_all"),
+        ("drop_policy", "prob", "probability"),
+        ("exchange_overflow", "droped", "drop"),
+    ],
+)
+def test_a_misspelt_word_is_refused_with_the_nearest(field, value, near):
+    values = {"num_experts": 8, "top_k": 2, "d_expert": 16, field: value}
+    with pytest.raises(ConfigError, match=f"moe.{field} = .*did you mean '{near}'"):
+        build(MoEConfig, values, "moe")
 
 
 def test_router_options_by_name():

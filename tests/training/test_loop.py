@@ -33,6 +33,9 @@ SUMMARY = [
     "mfu",
     "peak_flops",
     "dispatch",
+    "dispatch_reason",
+    "exchange",
+    "exchange_reason",
     "dollars",
     "fingerprint",
 ]
@@ -72,7 +75,8 @@ def test_a_run_leaves_what_the_contract_names(whole):
     assert [name for name in SUMMARY if name not in result] == []
     assert result["status"] == "completed" and result["step"] == 6
     assert result["baselines"].keys() == {"unigram", "gzip"}
-    assert result["dispatch"] == "blocks"
+    assert result["dispatch"] == "blocks" and "auto" in result["dispatch_reason"]
+    assert result["exchange"] == "none" and "mesh.expert is 1" in result["exchange_reason"]
     assert math.isfinite(result["val_bits_per_byte"])
     record = json.loads((whole / "config.json").read_text())
     assert record["config"]["moe"]["num_experts"] == 4
@@ -219,11 +223,41 @@ def test_a_resumed_run_whose_newest_checkpoint_is_damaged_goes_back_one(config, 
     assert str(data.name) in said and "going back to the checkpoint" in said
 
 
-def test_micro_batches_and_a_mesh_give_the_same_run(config, whole, tmp_path):
+def test_micro_batches_and_a_mesh_give_the_same_run(config, whole, tmp_path, capsys):
     """Two micro-batches on data 2 x expert 2 x tensor 2: the same losses within rounding."""
     mesh = ("mesh.data=2", "mesh.expert=2", "mesh.tensor=2")
     assert train(config, tmp_path / "run", "train.micro_batches=2", *mesh) == 0
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(whole), rtol=1e-4)
+    said = capsys.readouterr().err
+    assert "dispatch    blocks (chosen by auto" in said
+    assert "exchange    all_to_all (chosen by auto" in said
+    assert summary(tmp_path / "run")["exchange"] == "all_to_all"
+    # Two of four experts on each of two devices: 1 + 2/3 devices a token where choices are random,
+    # and 1 of them another one for 5/6 of the tokens. Vectors of 16 numbers, there and back.
+    row = read_metrics(tmp_path / "run")[0]
+    assert 1 < row["router/devices_per_token"] < 2 and row["router/nodes_per_token"] == 1
+    assert 0 < row["router/bytes_sent_per_token"] < 2 * 16 * 4
+    assert row["router/exchange_dropped_share"] == 0
+    alone = read_metrics(whole)[0]
+    assert alone["router/devices_per_token"] == 1 and alone["router/bytes_sent_per_token"] == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["moe.dispatch=grouped"], "moe.dispatch = 'grouped': its kernels need a GPU"),
+        (["moe.exchange=ragged_all_to_all"], "moe.exchange = 'ragged_all_to_all': XLA does not"),
+        (["mesh.expert=3", "train.batch_size=9"], "mesh.expert = 3: does not divide moe.num_exp"),
+        (["moe.drop_policy=choice"], "moe.drop_policy = 'choice': lets a later token"),
+    ],
+)
+def test_what_cannot_run_here_exits_with_2_and_writes_nothing(
+    config, tmp_path, capsys, settings, message
+):
+    assert train(config, tmp_path / "run", *settings) == 2
+    line = capsys.readouterr().err.strip()
+    assert message in line and "\n" not in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_sigterm_ends_the_step_saves_and_closes_the_ledger(config, tmp_path):

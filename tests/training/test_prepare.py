@@ -1,0 +1,59 @@
+"""What a run says of its back ends before it starts."""
+
+import dataclasses
+
+import jax
+import tiny
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+
+from moejax.moe.choose import choose, choose_here
+from moejax.parallel import AXES, MeshConfig, make_mesh
+from moejax.training.prepare import back_end_lines, choose_back_ends, grouped_products
+
+
+def lines(**changes):
+    moe = dataclasses.replace(tiny.moe_config().moe, **changes)
+    return back_end_lines(moe, choose(moe, platform="cpu", expert_devices=2))
+
+
+def test_both_choices_with_their_reasons():
+    assert lines(dispatch="auto") == [
+        "dispatch    blocks (chosen by auto: drops nothing, runs anywhere)",
+        "exchange    all_to_all (chosen by auto: runs anywhere, and on cpu nothing sends less)",
+    ]
+    assert lines(dispatch="dense_loop", exchange="none") == [
+        "dispatch    dense_loop (config)", "exchange    none (config)",
+    ]  # fmt: skip
+
+
+def test_a_warning_where_drops_leak():
+    leak = dict(drop_policy="probability", allow_leak=True)
+    warning = lines(dispatch="capacity", **leak)[2]
+    assert warning.startswith("warning: moe.drop_policy = 'probability' lets later tokens")
+    # No drops, no leak; and no leak, no warning.
+    assert len(lines(dispatch="blocks", **leak)) == len(lines(dispatch="capacity")) == 2
+
+
+def test_the_mesh_decides_and_a_dense_model_has_none():
+    mesh = make_mesh(MeshConfig(expert=4))
+    choice = choose_back_ends(tiny.moe_config(), mesh)
+    assert (choice.dispatch, choice.exchange) == ("blocks", "all_to_all")
+    assert choose_back_ends(tiny.dense_config(), mesh) is None
+    assert back_end_lines(None, None) == []
+
+
+def test_on_a_gpu_each_leg_of_the_grouped_products_is_named():
+    device = AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=132, platform="cuda")
+    mesh = AbstractMesh((1, 1, 4, 1), AXES, (AxisType.Auto,) * 4, abstract_device=device)
+    model = tiny.moe_config(dispatch="auto", dtype="bfloat16")
+    with jax.sharding.use_abstract_mesh(mesh):
+        choice = choose_here(model.moe)
+        products = grouped_products(model, choice, 8, 16)
+    assert (choice.dispatch, choice.exchange) == ("grouped", "ragged_all_to_all")
+    said = back_end_lines(model.moe, choice, products)
+    for matrix in ("gate_up", "down"):
+        for leg in ("forward", "input_gradient", "weight_gradient"):
+            (line,) = [line for line in said if f"{matrix}.{leg} " in line]
+            assert products[f"{matrix}.{leg}"]["backend"] in line and "(" in line
+    blocks = dataclasses.replace(choice, dispatch="blocks")
+    assert grouped_products(model, blocks, 8, 16) is None
