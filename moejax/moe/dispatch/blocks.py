@@ -73,7 +73,7 @@ def block_sizes(assignments: int, num_experts: int) -> tuple[BlockSize, ...]:
     """
     share = max(1, assignments // num_experts)
     large = min(LARGEST_BLOCK, max(8, 1 << (share.bit_length() - 1)))
-    small = min(128, large // 4)
+    small = min(128, large // 2)
     sizes = (large, small) if small >= 8 else (large,)
     return tuple(BlockSize(rows, max(1, min(STEP_ROWS, assignments) // rows)) for rows in sizes)
 
@@ -105,7 +105,7 @@ def plan_blocks(
         bound = total // rows + (num_experts if last else 0)
         if n:
             bound = min(bound, num_experts * (sizes[n - 1].rows // rows))
-        ids = jnp.arange(-(-bound // step) * step)
+        ids = jnp.arange(max(1, -(-bound // step)) * step)
         block_owner = jnp.searchsorted(ends, ids, side="right").astype(jnp.int32)
         groups.append(Blocks(jnp.minimum(block_owner, num_experts - 1), ends[-1], start))
         start, placed = start + ends[-1] * rows, placed + blocks * rows
