@@ -39,9 +39,7 @@ def sort_assignments(expert: Int[Array, "T K"], num_experts: int) -> SortedAssig
         order = (packed % size).astype(jnp.int32)
     else:
         order = jnp.argsort(flat, stable=True).astype(jnp.int32)
-    row = jnp.zeros_like(flat).at[order].set(
-        rows, unique_indices=True, mode="promise_in_bounds"
-    )
+    row = jnp.zeros_like(flat).at[order].set(rows, unique_indices=True, mode="promise_in_bounds")
     counts = jnp.bincount(flat, length=num_experts + 1)[:num_experts].astype(jnp.int32)
     starts = (jnp.cumsum(counts) - counts).astype(jnp.int32)
     return SortedAssignments(order, row.reshape(expert.shape), counts, starts)
