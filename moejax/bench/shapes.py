@@ -117,7 +117,7 @@ def parse_sizes(
       UserError: not of this form, an unknown letter, or one that is missing or there twice.
     """
     parts = [re.fullmatch(r"([A-Z])(\d{1,9})", part) for part in text.split("-")]
-    form = "-".join(f"{axis}{2 ** (7 - i % 4)}" for i, axis in enumerate(axes))
+    form = "-".join(f"{axis}{2 ** max(7 - i, 1)}" for i, axis in enumerate(axes))
     if not all(parts):
         hint = nearest(text, known)
         raise UserError(f"--shapes = {text!r}: no such shape; {hint}, or spell one out as {form}")
