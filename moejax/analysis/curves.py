@@ -59,8 +59,11 @@ def loss_over_dollars(workdir: str | pathlib.Path) -> pathlib.Path:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    path = folder / FILE
-    # A fixed salt and no date: the same run gives the same file.
+    return save_figure(figure, folder / FILE)
+
+
+def save_figure(figure: plt.Figure, path: pathlib.Path) -> pathlib.Path:
+    """Writes a figure as SVG and closes it; the same figure always gives the same file."""
     with matplotlib.rc_context({"svg.hashsalt": "moejax"}):
         figure.savefig(path, metadata={"Date": None})
     plt.close(figure)

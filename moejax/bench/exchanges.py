@@ -17,7 +17,7 @@ from moejax.config import ConfigError
 from moejax.moe.choose import choose
 from moejax.moe.layer import MoELayer
 from moejax.moe.moe_config import MoEConfig
-from moejax.moe.routers import SoftmaxTopKOptions
+from moejax.moe.routers import RouterInputs, SoftmaxTopKOptions
 from moejax.parallel import MeshConfig, axis_rules, make_mesh, sharding
 
 EXCHANGES = ("none", "all_to_all", "ragged_all_to_all")
@@ -79,7 +79,7 @@ def _layer_call(shape: LayerShape, exchange: str, mesh: Mesh, options: BenchOpti
     x = place(draw((rows, shape.T // rows, shape.D)), "batch", "length", "embed_act")
     cotangent = place(draw(x.shape), "batch", "length", "embed_act")
     valid = place(np.ones(x.shape[:2], bool), "batch", "length")
-    boxed = jax.eval_shape(layer.init, jax.random.key(0), x, valid)["params"]
+    boxed = jax.eval_shape(layer.init, jax.random.key(0), RouterInputs(x, valid))["params"]
     fill = lambda box: place(
         0.02 * rng.standard_normal(box.value.shape, dtype=np.float32), *box.names
     )
@@ -87,10 +87,13 @@ def _layer_call(shape: LayerShape, exchange: str, mesh: Mesh, options: BenchOpti
 
     def forward_backward(params, x, valid, cotangent):
         with axis_rules():
-            run = lambda params, x: layer.apply({"params": params}, x, valid)
-            (y, aux_loss, stats), gradients = jax.vjp(run, params, x)
-            zeros = jax.tree.map(jnp.zeros_like, stats)
-            return y, gradients((cotangent, jnp.ones_like(aux_loss), zeros))
+
+            def run(params, x):
+                out = layer.apply({"params": params}, RouterInputs(x, valid))
+                return (out.y, out.aux_loss), out.stats
+
+            (y, aux_loss), gradients, _ = jax.vjp(run, params, x, has_aux=True)
+            return y, gradients((cotangent, jnp.ones_like(aux_loss)))
 
     program = timing.compile_program(forward_backward, params, x, valid, cotangent)
     return functools.partial(program.call, params, x, valid, cotangent)

@@ -137,7 +137,8 @@ def _forward_backward(config: ModelConfig, params, router_state, batch: Batch):
         with axis_rules():
             out = Transformer(config).apply(
                 {"params": params, "router_state": router_state}, part.tokens, part.targets,
-                part.segment_ids, part.positions, method=Transformer.loss,
+                part.segment_ids, part.positions, train=True, method=Transformer.loss,
+                rngs={"router": jax.random.key(0)},
             )  # fmt: skip
         return out.nll / out.targets + out.aux_loss, out
 

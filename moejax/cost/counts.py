@@ -189,19 +189,44 @@ def _feed_forward(c: ModelConfig) -> dict[str, Component]:
     if moe is None or not layers:
         return {"dense_ffn": _passed(dense)}
     router = moe.router.counts(c.d_model, moe.num_experts, moe.top_k)
-    expert = swiglu_params(c.d_model, moe.d_expert)
-    routed = layers * router.expected_experts * expert
-    shared = layers * swiglu_params(c.d_model, moe.num_shared_experts * moe.d_expert)
+    held, passed = expert_params(c)
+    routed = layers * router.expected_experts * passed
+    # The matrices between the model's width and the experts' own, which every token passes.
+    latent = layers * 2 * c.d_model * moe.latent_dim
+    shared = swiglu_params(c.d_model, moe.num_shared_experts * moe.d_expert)
+    shared += c.d_model if moe.shared_gate else 0
     return {
         "dense_ffn": _passed(dense),
         "router": Component(
             layers * router.params, layers * router.params, layers * router.flops_per_token
         ),
         "routed_experts": Component(
-            layers * moe.num_experts * expert, round(routed), 2.0 * routed
+            layers * moe.num_experts * held + latent,
+            round(routed) + latent,
+            2.0 * (routed + latent),
         ),
-        "shared_experts": _passed(shared),
+        "shared_experts": _passed(layers * shared),
     }  # fmt: skip
+
+
+def expert_params(c: ModelConfig) -> tuple[int, int]:
+    """Parameters that a routed expert holds, and those of the matrices that a token multiplies.
+
+    They differ where the gate projection is kept as two factors (``moe.gate_rank``), which are
+    multiplied out once a step.
+    """
+    moe = c.moe
+    width = moe.latent_dim or c.d_model
+    passed = swiglu_params(width, moe.d_expert)
+    if not moe.gate_rank:
+        return passed, passed
+    gate = moe.gate_rank * (width + moe.d_expert)
+    return passed - width * moe.d_expert + gate, passed
+
+
+def assignment_flops(c: ModelConfig) -> float:
+    """Training FLOPs of one token in one routed expert: what a run is billed where they vary."""
+    return 0.0 if c.moe is None else TRAIN_OVER_FORWARD * 2.0 * expert_params(c)[1]
 
 
 def _around_the_layers(c: ModelConfig) -> dict[str, Component]:

@@ -130,6 +130,11 @@ class ModelConfig:
             "model.segments", self.segments,
             "has MoE layers, but the config has no block moe; add one",
         )  # fmt: skip
+        weights = getattr(self.moe and self.moe.router, "layer_weights", ())
+        check(
+            not weights or len(weights) == self.layers("moe"), "router.layer_weights", weights,
+            f"has {len(weights)} weights for {self.layers('moe')} MoE layers; give one each",
+        )  # fmt: skip
         check(
             self.first_k_dense <= self.num_layers, "model.first_k_dense", self.first_k_dense,
             f"is above model.num_layers = {self.num_layers}; choose at most that many",

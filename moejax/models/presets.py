@@ -11,7 +11,7 @@ Sources: arXiv 2407.21783 (Llama 3.1), 2401.04088 (Mixtral), 2401.06066 (DeepSee
 
 from moejax.models.model_config import AttentionConfig, ModelConfig
 from moejax.moe.moe_config import MoEConfig
-from moejax.moe.routers import SoftmaxTopKOptions
+from moejax.moe.routers.published import DeepSeekMoEOptions, MixtralOptions
 
 llama3_1_8b = ModelConfig(
     vocab_size=128256,
@@ -54,13 +54,10 @@ mixtral_8x7b = ModelConfig(
         num_experts=8,
         top_k=2,
         d_expert=14336,
-        router=SoftmaxTopKOptions(
-            normalize_gates=True, balance_loss_weight=0.02, z_loss_weight=0.0
-        ),
+        router=MixtralOptions(),
     ),
 )
 
-# Its balance loss was taken per sequence (weight 0.001); here it is taken over the batch.
 deepseek_moe_16b = ModelConfig(
     vocab_size=102400,
     d_model=2048,
@@ -74,9 +71,7 @@ deepseek_moe_16b = ModelConfig(
         top_k=6,
         d_expert=1408,
         num_shared_experts=2,
-        router=SoftmaxTopKOptions(
-            normalize_gates=False, balance_loss_weight=0.001, z_loss_weight=0.0
-        ),
+        router=DeepSeekMoEOptions(sequence_loss_weight=0.001),
     ),
 )
 

@@ -14,6 +14,7 @@ from moejax.models.loss import chunked_cross_entropy
 from moejax.models.model_config import ModelConfig
 from moejax.moe.experts import SwiGLU
 from moejax.moe.layer import MoELayer
+from moejax.moe.routers import RouterInputs
 
 Stats = dict[str, Any]
 Caches = dict[str, Any]
@@ -48,6 +49,23 @@ class LossOutput:
     router_stats: Stats
 
 
+@struct.dataclass
+class Carry:
+    """What goes from layer to layer.
+
+    Attributes:
+      x: the residual stream.
+      aux_loss: weighted auxiliary losses so far.
+      layer: MoE layers so far.
+      logits: the last router's scores, zeros before the first; only for routers that read them.
+    """
+
+    x: Float[Array, "B S D"]
+    aux_loss: Float[Array, ""]
+    layer: Int[Array, ""]
+    logits: Float[Array, "B S N"] | None
+
+
 class Layer(nn.Module):
     """One pre-norm layer: attention, then a dense SwiGLU or an MoE layer."""
 
@@ -57,26 +75,29 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "B S D"],
-        valid: Bool[Array, "B S"],
-        positions: Int[Array, "B S"],
+        carry: Carry,
+        tokens: RouterInputs,
         mask: Bool[Array, "..."],
         cache: KeyValueCache | None,
-    ) -> tuple[Float[Array, "B S D"], Float[Array, ""], Stats, KeyValueCache | None]:
-        config = self.config
+    ) -> tuple[Carry, Stats, KeyValueCache | None]:
+        config, x = self.config, carry.x
         norm = lambda name: RMSNorm(config.norm_eps, name=name)
         attention = GroupedQueryAttention(config, name="attention")
-        mixed, cache = attention(norm("attention_norm")(x), positions, mask, cache)
+        mixed, cache = attention(norm("attention_norm")(x), tokens.positions, mask, cache)
         x = nn.with_logical_constraint(x + mixed, ("batch", "length", "embed_act"))
-        inner = norm("ffn_norm")(x)
+        inner, stats = norm("ffn_norm")(x), {}
         if self.kind == "moe":
-            layer = MoELayer(config.moe, config.init_std, name="moe")
-            out, aux_loss, stats = layer(inner, valid)
+            out = MoELayer(config.moe, config.init_std, name="moe")(
+                tokens.replace(x=inner, layer=carry.layer, previous_logits=carry.logits)
+            )
+            y, stats = out.y, out.stats
+            carry = carry.replace(aux_loss=carry.aux_loss + out.aux_loss, layer=carry.layer + 1)
+            if carry.logits is not None:
+                carry = carry.replace(logits=out.logits)
         else:
-            out = SwiGLU(config.dense_width, config.init_std, name="ffn")(inner)
-            aux_loss, stats = jnp.zeros((), jnp.float32), {}
-        x = nn.with_logical_constraint(x + out, ("batch", "length", "embed_act"))
-        return x, aux_loss, stats, cache
+            y = SwiGLU(config.dense_width, config.init_std, name="ffn")(inner)
+        x = nn.with_logical_constraint(x + y, ("batch", "length", "embed_act"))
+        return carry.replace(x=x), stats, cache
 
 
 class Pattern(nn.Module):
@@ -86,19 +107,17 @@ class Pattern(nn.Module):
     kinds: tuple[str, ...]
 
     @nn.compact
-    def __call__(self, carry, caches, valid, positions, mask):
-        x, aux_loss = carry
+    def __call__(self, carry, caches, tokens, mask):
         stats, new_caches = {}, {}
         for i, kind in enumerate(self.kinds):
             name = f"layer_{i}"
             layer = Layer(self.config, kind, name=name)
             cache = None if caches is None else caches[name]
-            x, loss, layer_stats, cache = layer(x, valid, positions, mask, cache)
-            aux_loss += loss
+            carry, layer_stats, cache = layer(carry, tokens, mask, cache)
             if layer_stats:
                 stats[name] = layer_stats
             new_caches[name] = cache
-        return (x, aux_loss), (stats, None if caches is None else new_caches)
+        return carry, (stats, None if caches is None else new_caches)
 
 
 def _scanned(config: ModelConfig, kinds: tuple[str, ...], repeats: int, name: str) -> nn.Module:
@@ -109,9 +128,9 @@ def _scanned(config: ModelConfig, kinds: tuple[str, ...], repeats: int, name: st
         body = nn.remat(Pattern, policy=policy, prevent_cse=False)
     scan = nn.scan(
         body,
-        variable_axes={"params": 0, "router_state": 0},
-        split_rngs={"params": True},
-        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+        variable_axes={"params": 0, "router_state": 0, "router_batch": 0, "intermediates": 0},
+        split_rngs={"params": True, "router": True},
+        in_axes=(0, nn.broadcast, nn.broadcast),
         length=repeats,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
@@ -148,6 +167,7 @@ class Transformer(nn.Module):
         segment_ids: Int[Array, "B S"] | None = None,
         positions: Int[Array, "B S"] | None = None,
         cache: Caches | None = None,
+        train: bool = False,
     ) -> Output:
         """Next-token logits of every position, in float32.
 
@@ -159,13 +179,15 @@ class Transformer(nn.Module):
             cache's length.
           cache: from ``init_cache``, or an earlier call's; then rows hold one document each and
             ``segment_ids`` must be None.
+          train: routers may draw noise, from the rng stream ``router``, and make the choices that
+            are for training only; False has them route as in use.
         """
-        output = self.encode(tokens, segment_ids, positions, cache)
+        output = self.encode(tokens, segment_ids, positions, cache, train)
         kernel = self._head().astype(output.hidden.dtype)
         logits = jnp.matmul(output.hidden, kernel, preferred_element_type=jnp.float32)
         return output.replace(logits=logits)
 
-    def encode(self, tokens, segment_ids=None, positions=None, cache=None) -> Output:
+    def encode(self, tokens, segment_ids=None, positions=None, cache=None, train=False) -> Output:
         """As ``__call__``, without the logits."""
         batch, length = tokens.shape
         start = jnp.zeros((), jnp.int32) if cache is None else cache["index"]
@@ -180,20 +202,26 @@ class Transformer(nn.Module):
         x = jnp.take(self.embedding, tokens, axis=0).astype(compute_dtype(self.config.dtype))
         x = x * jnp.asarray(self.config.embedding_multiplier, x.dtype)
         x = nn.with_logical_constraint(x, ("batch", "length", "embed_act"))
-        carry, stats = (x, jnp.zeros((), jnp.float32)), {}
+        inputs = RouterInputs(None, valid, tokens, positions, segment_ids, train=train)
+        carry, stats = self._carry(x), {}
         new_cache = None if cache is None else {**cache, "index": start + length}
         for i in range(len(self.config.layout)):
             name = f"segment_{i}"
             caches = None if cache is None else cache[name]
-            carry, (segment_stats, caches) = getattr(self, name)(
-                carry, caches, valid, positions, mask
-            )
+            carry, (segment_stats, caches) = getattr(self, name)(carry, caches, inputs, mask)
             if segment_stats:
                 stats[name] = segment_stats
             if cache is not None:
                 new_cache[name] = caches
-        x, aux_loss = carry
-        return Output(None, self.final_norm(x), aux_loss, stats, new_cache)
+        return Output(None, self.final_norm(carry.x), carry.aux_loss, stats, new_cache)
+
+    def _carry(self, x: Float[Array, "B S D"]) -> Carry:
+        """What the first layer starts from."""
+        moe, logits = self.config.moe, None
+        if moe is not None and moe.router.carries_logits:
+            choices = moe.router.num_choices(moe.num_experts)
+            logits = jnp.zeros((*x.shape[:2], choices), jnp.float32)
+        return Carry(x, jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32), logits)
 
     def loss(
         self,
@@ -201,12 +229,13 @@ class Transformer(nn.Module):
         targets: Int[Array, "B S"],
         segment_ids: Int[Array, "B S"] | None = None,
         positions: Int[Array, "B S"] | None = None,
+        train: bool = False,
     ) -> LossOutput:
         """Summed cross-entropy over the tokens that are not padding, never building the logits.
 
-        The chunks are ``model.loss_chunk`` positions of every row.
+        The chunks are ``model.loss_chunk`` positions of every row; ``train`` as in ``__call__``.
         """
-        output = self.encode(tokens, segment_ids, positions)
+        output = self.encode(tokens, segment_ids, positions, train=train)
         valid = jnp.ones(tokens.shape, bool) if segment_ids is None else segment_ids > 0
         weights = valid.astype(jnp.float32)
         nll = chunked_cross_entropy(

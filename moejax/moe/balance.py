@@ -1,4 +1,4 @@
-"""Balance losses and the rule that moves a selection bias. All in float32."""
+"""Balance losses, and what else keeps a router in shape. All in float32."""
 
 import jax
 import jax.numpy as jnp
@@ -49,8 +49,13 @@ def sequence_balance_loss(
     """
     fractions = load_fractions(expert, valid, probabilities.shape[-1])
     losses = switch_balance_loss(fractions, mean_probabilities(probabilities, valid))
+    return mean_of_rows(losses, valid)
+
+
+def mean_of_rows(values: Float[Array, " B"], valid: Bool[Array, "B S"]) -> Float[Array, ""]:
+    """Mean over the rows that hold a token."""
     rows = jnp.any(valid, axis=-1)
-    return jnp.sum(losses * rows) / jnp.maximum(jnp.sum(rows), 1)
+    return jnp.sum(values * rows) / jnp.maximum(jnp.sum(rows), 1)
 
 
 def z_loss(logits: Float[Array, "T E"], valid: Bool[Array, " T"]) -> Float[Array, ""]:
@@ -59,11 +64,74 @@ def z_loss(logits: Float[Array, "T E"], valid: Bool[Array, " T"]) -> Float[Array
     return jnp.sum(squared * valid) / jnp.maximum(jnp.sum(valid), 1)
 
 
-def sign_bias_update(
-    bias: Float[Array, "*layers E"], load: Float[Array, "*layers E"], step: float
-) -> Float[Array, "*layers E"]:
-    """b_i + step · sign(mean load - load_i): an overloaded expert becomes less attractive.
+def group_balance_loss(
+    fractions: Float[Array, "*batch E"], probabilities: Float[Array, "*batch E"], groups: int
+) -> Float[Array, "*batch"]:
+    """The balance of groups of neighbouring experts (devices): 1 where groups are balanced.
 
-    Source: loss-free balancing (arXiv 2408.15664, algorithm 1), used by DeepSeek-V3.
+    G · sum over groups of (share of the assignments) · (sum of P in the group).
+
+    Source: DeepSeek-V2 (arXiv 2405.04434, eq. 26 to 28), the device-level balance loss.
     """
-    return bias + step * jnp.sign(jnp.mean(load, axis=-1, keepdims=True) - load)
+    per_group = lambda values: jnp.sum(values.reshape(*values.shape[:-1], groups, -1), axis=-1)
+    return groups * jnp.sum(per_group(fractions) * per_group(probabilities), axis=-1)
+
+
+def communication_loss(
+    expert: Int[Array, "B S K"],
+    probabilities: Float[Array, "B S E"],
+    valid: Bool[Array, "B S"],
+    groups: int,
+    groups_kept: int,
+) -> Float[Array, " B"]:
+    """The balance of what each device receives, by row: 1 where all receive the same.
+
+    sum over devices of f'' P'', f'' = (G / (M S)) · tokens sent there, P'' the sum of P on it.
+
+    Source: DeepSeek-V2 (arXiv 2405.04434, eq. 29 to 31), with M devices a token at most.
+    """
+    size = probabilities.shape[-1] // groups
+    sent = jnp.any(jax.nn.one_hot(expert // size, groups, dtype=bool), axis=-2)
+    tokens = jnp.maximum(jnp.sum(valid, axis=-1, keepdims=True), 1)
+    received = jnp.sum(sent & valid[..., None], axis=-2) * groups / (groups_kept * tokens)
+    mean = mean_probabilities(probabilities, valid)
+    mass = jnp.sum(mean.reshape(*mean.shape[:-1], groups, size), axis=-1)
+    return jnp.sum(jax.lax.stop_gradient(received) * mass, axis=-1)
+
+
+def squared_variation(values: Float[Array, " E"]) -> Float[Array, ""]:
+    """Squared coefficient of variation, variance over squared mean: 0 where all are equal.
+
+    Source: Shazeer et al. (arXiv 1701.06538, eq. 6 to 11): of the summed gates it is the
+    importance loss, of the expected assignments the load loss.
+    """
+    return jnp.var(values) / (jnp.mean(values) ** 2 + 1e-10)
+
+
+def importance_loss(
+    expert: Int[Array, "R K"], gate: Float[Array, "R K"], num_experts: int
+) -> Float[Array, ""]:
+    """Squared variation of the experts' summed gates (arXiv 1701.06538, eq. 6 and 7)."""
+    sums = jnp.zeros(num_experts + 1).at[expert.reshape(-1)].add(gate.reshape(-1))
+    return squared_variation(sums[:num_experts])
+
+
+def orthogonal_loss(kernel: Float[Array, "D E"]) -> Float[Array, ""]:
+    """Squared distance of the experts' cosines from the unit matrix, over E pairs.
+
+    sum_ij (cos(w_i, w_j) - [i = j])² / E: 0 exactly where the router's columns are orthogonal.
+
+    Source: ERNIE 4.5 technical report, router orthogonalization loss; its weight is 1e-2.
+    """
+    unit = kernel / (jnp.linalg.norm(kernel, axis=0, keepdims=True) + 1e-20)
+    excess = unit.T @ unit - jnp.eye(kernel.shape[1])
+    return jnp.sum(excess**2) / kernel.shape[1]
+
+
+def similarity_loss(kernel: Float[Array, "D E"]) -> Float[Array, ""]:
+    """Sum of |W'W - 1| entries over E: 0 exactly where the columns are orthonormal.
+
+    Source: SimBal (arXiv 2506.14038, eq. 6); its weight is 0.1. Divided by E here, so that it
+    does not grow with the number of experts.
+    """
+    return jnp.sum(jnp.abs(kernel.T @ kernel - jnp.eye(kernel.shape[1]))) / kernel.shape[1]

@@ -28,32 +28,54 @@ class ExpertWeights:
 class Experts(nn.Module):
     """Declares the weights of E SwiGLU experts and returns them in a compute type.
 
+    With a ``gate_rank`` r the gate projection is a product of two factors, (D, r) and (r, F), which
+    is multiplied out once a step: experts compute as always.
+
     Attributes:
       num_experts: E.
       width: hidden width F of one expert.
       init_std: deviation of the initial weights; 0 scales by each expert's own fan-in.
+      gate_rank: r, or 0 for one full matrix.
     """
 
     num_experts: int
     width: int
     init_std: float = 0.0
+    gate_rank: int = 0
 
     @nn.compact
-    def __call__(self, d_model: int, dtype: jnp.dtype) -> ExpertWeights:
-        count, width = self.num_experts, self.width
-        gate_up = self.param(
-            "gate_up",
-            _init(self.init_std, ("expert", "embed", None, "mlp"), 1, (2, 3), (0,)),
-            (count, d_model, 2, width),
-            jnp.float32,
-        )
+    def __call__(
+        self, d_model: int, dtype: jnp.dtype
+    ) -> tuple[ExpertWeights, Float[Array, "E D r"] | None]:
+        """The weights, and the gate's first factor in float32 where it is a product."""
+        count, width, low_rank = self.num_experts, self.width, None
+        if self.gate_rank:
+            gate_up, low_rank = self._factored(d_model)
+        else:
+            gate_up = self.param(
+                "gate_up",
+                _init(self.init_std, ("expert", "embed", None, "mlp"), 1, (2, 3), (0,)),
+                (count, d_model, 2, width),
+                jnp.float32,
+            )
         down = self.param(
             "down",
             _init(self.init_std, ("expert", "mlp", "embed"), 1, 2, (0,)),
             (count, width, d_model),
             jnp.float32,
         )
-        return ExpertWeights(gate_up.astype(dtype), down.astype(dtype))
+        return ExpertWeights(gate_up.astype(dtype), down.astype(dtype)), low_rank
+
+    def _factored(self, d_model: int) -> tuple[Float[Array, "E D 2 F"], Float[Array, "E D r"]]:
+        """Gate and up with the gate multiplied out, and its first factor."""
+        count, width, rank = self.num_experts, self.width, self.gate_rank
+        matrix = lambda name, axes, shape: self.param(
+            name, _init(self.init_std, axes, 1, 2, (0,)), shape, jnp.float32
+        )
+        first = matrix("gate_in", ("expert", "embed", None), (count, d_model, rank))
+        second = matrix("gate_out", ("expert", None, "mlp"), (count, rank, width))
+        up = matrix("up", ("expert", "embed", "mlp"), (count, d_model, width))
+        return jnp.stack([jnp.einsum("edr,erf->edf", first, second), up], axis=2), first
 
 
 class SwiGLU(nn.Module):

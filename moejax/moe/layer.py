@@ -1,22 +1,47 @@
 """The MoE layer: router -> dispatch -> experts -> combine, plus shared experts."""
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from flax import struct
+from jaxtyping import Array, Float, Int
 
-from moejax.moe.choose import choose_here
+from moejax.moe.choose import Choice, choose_here
 from moejax.moe.dispatch import dispatch, drop, expert_capacity
 from moejax.moe.exchange import exchange, rows_in_reach
 from moejax.moe.exchange.traffic import layer_traffic
-from moejax.moe.experts import Experts, SwiGLU
+from moejax.moe.experts import Experts, ExpertWeights, SwiGLU
 from moejax.moe.moe_config import MoEConfig
-from moejax.moe.routers import REGISTRY, Router, RouterInputs, Routing
+from moejax.moe.routers import ExpertProbe, Router, RouterInputs, Routing, find
+from moejax.moe.routers.base import matrix_init
+
+
+@struct.dataclass
+class MoEOutput:
+    """What an MoE layer gives.
+
+    Attributes:
+      y: the outputs.
+      aux_loss: the weighted auxiliary losses.
+      stats: sums over tokens: those of ``Routing.stats``; ``dropped``, the assignments that found
+        no slot; and the exchange's, see ``moejax.moe.exchange.traffic.layer_traffic``.
+      logits: the router's scores, for routers of later layers that want them.
+    """
+
+    y: Float[Array, "B S D"]
+    aux_loss: Float[Array, ""]
+    stats: dict[str, Array]
+    logits: Float[Array, "B S N"] | None
 
 
 class MoELayer(nn.Module):
     """Routed experts, and shared ones that every token runs through (arXiv 2401.06066, eq. 9).
+
+    With ``latent_dim`` the routed experts work in a narrower space, between two matrices that they
+    share; router and shared experts keep the full width (latent MoE, arXiv 2601.18089).
 
     Attributes:
       config: options of the layer and of its router.
@@ -29,65 +54,102 @@ class MoELayer(nn.Module):
     @staticmethod
     def make_router(config: MoEConfig, init_std: float = 0.0, **module_args) -> Router:
         """The router that a config names, unbound or as a submodule."""
-        router = REGISTRY[config.router.name]
+        router = find(config.router.name)
         return router(config.router, config.num_experts, config.top_k, init_std, **module_args)
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "B S D"], valid: Bool[Array, "B S"]
-    ) -> tuple[Float[Array, "B S D"], Float[Array, ""], dict[str, Array]]:
+    def __call__(self, inputs: RouterInputs) -> MoEOutput:
         """Routes and computes.
 
         Args:
-          x: normalised layer input.
-          valid: False for padding, which no routed expert sees.
-
-        Returns:
-          The outputs, the weighted auxiliary loss, and statistics that are sums over tokens:
-          those of ``Routing.stats``; ``dropped``, the assignments that found no slot; and the
-          exchange's, see ``moejax.moe.exchange.traffic.layer_traffic``.
+          inputs: the normalised layer input ``x``, which tokens are ``valid``, and what else the
+            router looks at; the layer adds the look into its experts.
 
         Raises:
           ConfigError: a back end that the config names cannot run on this platform.
         """
-        config = self.config
+        config, x = self.config, inputs.x
         choice = choose_here(config)
-        router = self.make_router(config, self.init_std, name="router")
-        routing = router(RouterInputs(x, valid))
-        # First, and fed by nothing that is exchanged: XLA may compute them while rows travel.
-        shared = None
-        if config.num_shared_experts:
-            width = config.num_shared_experts * config.d_expert
-            shared = SwiGLU(width, self.init_std, name="shared")(x)
-        experts = Experts(config.num_experts, config.d_expert, self.init_std, name="experts")
-        weights = experts(x.shape[-1], x.dtype)
-        expert, slots, dropped = self._drop(choice.dispatch, routing, x.shape[1])
-        # Slots are a sequence's; a device may have to hold those of several.
-        reach = rows_in_reach(choice.exchange, x.shape[0])
-        y, beyond = exchange(
-            choice.exchange,
-            functools.partial(dispatch, choice.dispatch, slots=slots * reach),
-            x,
-            expert,
-            routing.gate,
-            weights,
-            factor=config.exchange_factor,
-            exact=config.exchange_overflow == "exact",
+        width = config.latent_dim or x.shape[-1]
+        experts = Experts(
+            config.num_experts, config.d_expert, self.init_std, config.gate_rank, name="experts"
         )
-        sent = layer_traffic(config, choice.exchange, x, expert, beyond)
-        y = y if shared is None else y + shared
-        return y, routing.aux_loss, {**routing.stats, "dropped": dropped, **sent}
+        weights, low_rank = experts(width, x.dtype)
+        run = lambda rows, expert, gate: _exchanged(config, choice, rows, expert, gate, weights)[0]
+        probe = ExpertProbe(weights, low_rank, run)
+        router = self.make_router(config, self.init_std, name="router")
+        routing = router(inputs.replace(experts=probe))
+        # Early, and fed by nothing that is exchanged: XLA may compute them while rows travel.
+        shared = self._shared(x)
+        rows = routing.rows.enter(self._latent("latent_in", x, width))
+        y, stats = _compute(config, choice, routing, rows, weights)
+        y = self._latent("latent_out", routing.rows.leave(y, x[..., :width]), x.shape[-1])
+        for more in (shared, routing.bypass):
+            y = y if more is None else y + more.astype(y.dtype)
+        return MoEOutput(y, routing.aux_loss, {**routing.stats, **stats}, routing.logits)
 
-    def _drop(
-        self, name: str, routing: Routing, group: int
-    ) -> tuple[Int[Array, "T K"], int, Float[Array, ""]]:
-        """The choices that capacity leaves, slots of an expert in a sequence, and the drops."""
+    def _latent(self, name: str, x: Float[Array, "B S D"], width: int) -> Float[Array, "B S d"]:
+        """Between the model's width and the experts', where they differ."""
+        if not self.config.latent_dim:
+            return x
+        axes = ("embed", None) if name == "latent_in" else (None, "embed")
+        init = nn.with_logical_partitioning(matrix_init(self.init_std), axes)
+        kernel = self.param(name, init, (x.shape[-1], width), jnp.float32)
+        return jnp.matmul(x, kernel.astype(x.dtype))
+
+    def _shared(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"] | None:
+        """The shared experts' output, with a gate of its own if there is one (Qwen2-MoE)."""
         config = self.config
-        if name != "capacity":
-            return routing.expert, 0, jnp.zeros((), jnp.float32)
-        slots = expert_capacity(group, config.top_k, config.num_experts, config.capacity_factor)
+        if not config.num_shared_experts:
+            return None
+        width = config.num_shared_experts * config.d_expert
+        y = SwiGLU(width, self.init_std, name="shared")(x)
+        if not config.shared_gate:
+            return y
+        init = nn.with_logical_partitioning(matrix_init(self.init_std), ("embed", None))
+        kernel = self.param("shared_gate", init, (x.shape[-1], 1), jnp.float32)
+        return jax.nn.sigmoid(jnp.matmul(x, kernel.astype(x.dtype))) * y
+
+
+def _compute(
+    config: MoEConfig,
+    choice: Choice,
+    routing: Routing,
+    rows: Float[Array, "G R D"],
+    weights: ExpertWeights,
+) -> tuple[Float[Array, "G R D"], dict[str, Array]]:
+    """The rows' combined outputs, and what was dropped and sent."""
+    expert, dropped = routing.expert, jnp.zeros((), jnp.float32)
+    if choice.dispatch == "capacity":
         expert, dropped = drop(
-            routing.expert, routing.gate, num_experts=config.num_experts, group=group,
-            slots=slots, policy=config.drop_policy,
+            expert, routing.gate, num_experts=config.num_experts, group=rows.shape[1],
+            slots=_slots(config, rows.shape[1], expert), policy=config.drop_policy,
         )  # fmt: skip
-        return expert, slots, dropped
+    y, beyond = _exchanged(config, choice, rows, expert, routing.gate, weights)
+    sent = layer_traffic(config, choice.exchange, rows, expert, beyond)
+    return y, {"dropped": dropped, **sent}
+
+
+def _slots(config: MoEConfig, group: int, expert: Int[Array, "R K"]) -> int:
+    """Slots of an expert in a group of rows, under ``capacity``."""
+    choices = min(config.top_k, expert.shape[1])
+    return expert_capacity(group, choices, config.num_experts, config.capacity_factor)
+
+
+def _exchanged(
+    config: MoEConfig,
+    choice: Choice,
+    rows: Float[Array, "G R D"],
+    expert: Int[Array, "R K"],
+    gate: Float[Array, "R K"],
+    weights: ExpertWeights,
+) -> tuple[Float[Array, "G R D"], Float[Array, ""]]:
+    """Runs the dispatcher over the mesh; see ``moejax.moe.exchange.exchange``."""
+    # Slots are a group's; a device may have to hold those of several.
+    reach = rows_in_reach(choice.exchange, rows.shape[0])
+    slots = _slots(config, rows.shape[1], expert) * reach
+    local: Callable = functools.partial(dispatch, choice.dispatch, slots=slots)
+    return exchange(
+        choice.exchange, local, rows, expert, gate, weights, factor=config.exchange_factor,
+        exact=config.exchange_overflow == "exact",
+    )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from moejax import config
 from moejax.config import check, check_not_negative, check_positive
 from moejax.moe.dispatch.capacity import LEAKING_POLICIES, DropPolicy
-from moejax.moe.routers import REGISTRY, DeepSeekV3Options, RouterOptions
+from moejax.moe.routers import DeepSeekV3Options, RouterOptions, find
 
 Dispatch = Literal["auto", "dense_loop", "capacity", "blocks", "grouped"]
 Exchange = Literal["auto", "none", "all_to_all", "ragged_all_to_all"]
@@ -42,6 +42,12 @@ class MoEConfig:
         mesh.
       devices_per_node: neighbours along the mesh's ``expert`` axis that share a machine; for the
         count of machines that a token reaches, nothing else.
+      latent_dim: width that tokens are projected to before the experts and back from after them,
+        by two matrices that all experts share, while the router sees the full width (latent MoE,
+        arXiv 2601.18089); 0 means none.
+      gate_rank: the experts' gate projection is a product of two factors of this rank (autonomy of
+        experts, arXiv 2501.13074); 0 means one full matrix.
+      shared_gate: the shared experts' output is multiplied by a sigmoid of the token (Qwen2-MoE).
       router: options of the router.
     """
 
@@ -57,6 +63,9 @@ class MoEConfig:
     exchange_factor: float = 1.25
     exchange_overflow: Overflow = "exact"
     devices_per_node: int = 8
+    latent_dim: int = 0
+    gate_rank: int = 0
+    shared_gate: bool = False
     router: RouterOptions = dataclasses.field(default_factory=DeepSeekV3Options)
 
     def __post_init__(self) -> None:
@@ -64,7 +73,7 @@ class MoEConfig:
             "moe", self, "num_experts", "top_k", "d_expert", "capacity_factor", "exchange_factor",
             "devices_per_node",
         )  # fmt: skip
-        check_not_negative("moe", self, "num_shared_experts")
+        check_not_negative("moe", self, "num_shared_experts", "latent_dim", "gate_rank")
         check(
             self.top_k <= self.num_experts, "moe.top_k", self.top_k,
             f"is above moe.num_experts = {self.num_experts}; choose at most that many",
@@ -75,6 +84,20 @@ class MoEConfig:
             "lets a later token displace an earlier one, so the loss would leak; use 'position', "
             "or set moe.allow_leak = True",
         )  # fmt: skip
+        check(
+            self.allow_leak or not self.router.leaks, "router.name", self.router.name,
+            "lets a later token change an earlier one's output, so the loss would leak; use a "
+            "causal router, or set moe.allow_leak = True",
+        )  # fmt: skip
+        check(
+            not self.shared_gate or self.num_shared_experts > 0, "moe.shared_gate", True,
+            "has no shared expert to gate; set moe.num_shared_experts, or leave it False",
+        )  # fmt: skip
+        check(
+            self.gate_rank > 0 or not self.router.needs_gate_rank, "moe.gate_rank", self.gate_rank,
+            f"router {self.router.name} chooses by the experts' low-rank activations; set a rank, "
+            "such as a quarter of moe.d_expert",
+        )  # fmt: skip
         self.router.check(self.num_experts, self.top_k)
 
 
@@ -84,7 +107,14 @@ def router_options(values: Mapping[str, Any]) -> RouterOptions:
     Raises:
       ConfigError: an unknown router or option, with the nearest known one.
     """
-    name = values.get("name", "deepseek_v3")
-    known = isinstance(name, str) and name in REGISTRY
-    check(known, "router.name", name, f"no such router; {config.nearest(name, REGISTRY)}")
-    return config.build(REGISTRY[name].Options, values, "router")
+    name = values.get("name", DeepSeekV3Options.name)
+    router = find(name)
+    known = {field.name for field in dataclasses.fields(router.Options)}
+    for field in values:
+        check(
+            not field.startswith("bias_") or field in known or "bias_rule" in known,
+            f"router.{field}", values[field],
+            f"router {name} has no selection bias; leave it out, or choose a router with one, "
+            "such as deepseek_v3",
+        )  # fmt: skip
+    return config.build(router.Options, values, "router")

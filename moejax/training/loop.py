@@ -52,7 +52,8 @@ class Run:
         self.samples: list[str] = []
         self._baselines = baselines(setup.dataset)
         self.rate = 0.0  # tokens per second of training, over the last logged interval
-        self._mark = (0.0, 0)
+        self.mfu = 0.0
+        self._mark = (0.0, 0, 0.0)
         self._failed_saves: list[str] = []
         self.checkpoints = Checkpointer(
             directory.path / run_dir.CHECKPOINTS, self.config.checkpoint, self._save_failed
@@ -101,7 +102,7 @@ class Run:
             ),
             batch(train.micro_batches),
         )
-        step = make_train_step(config.model, setup.optimizer, setup.schedule)
+        step = make_train_step(config.model, setup.optimizer, setup.schedule, config.seed)
         state_shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
         lowered = (
             init.lower(jax.random.key(config.seed)),
@@ -147,7 +148,7 @@ class Run:
         steps = self.config.train.steps
         pending: tuple[int, StepMetrics, dict] | None = None
         status = "completed"
-        self._mark = (self.ledger.seconds["train"], 0)
+        self._mark = (self.ledger.seconds["train"], 0, self.ledger.total_flops)
         while self.step < steps:
             reason = self._stop_reason(in_flight=pending is not None)
             if reason is not None:
@@ -199,12 +200,13 @@ class Run:
         if done is None:
             return
         step, metrics, batch = done
-        train, flops = self.config.train, self.setup.billing.flops_per_token
+        train, billing = self.config.train, self.setup.billing
         log = step % train.log_every == 0 or step == train.steps or step == 1
         fetched = jax.device_get(metrics if log else metrics.replace(router_stats={}))
         tokens = int(fetched.targets)
         self.tokens += tokens
-        self.ledger.add(tokens=tokens, model_flops=tokens * flops, steps=1)
+        flops = billing.model_flops(tokens, float(fetched.assignments))
+        self.ledger.add(tokens=tokens, model_flops=flops, steps=1)
         self.loss = float(fetched.loss)
         if not (math.isfinite(self.loss) and math.isfinite(fetched.gradient_norm)):
             self._diverged(step, fetched, batch)
@@ -214,11 +216,12 @@ class Run:
 
     def _log(self, step: int, metrics: StepMetrics) -> None:
         ledger, billing = self.ledger, self.setup.billing
-        seconds, tokens = ledger.seconds["train"], ledger.tokens
+        seconds, tokens, flops = ledger.seconds["train"], ledger.tokens, ledger.total_flops
         if tokens > self._mark[1] and seconds > self._mark[0]:
-            self.rate = (tokens - self._mark[1]) / (seconds - self._mark[0])
-        self._mark = (seconds, tokens)
-        mfu = self.rate * billing.flops_per_token / billing.peak_flops
+            passed = seconds - self._mark[0]
+            self.rate = (tokens - self._mark[1]) / passed
+            self.mfu = (flops - self._mark[2]) / passed / billing.peak_flops
+        self._mark = (seconds, tokens, flops)
         values = {
             "loss": self.loss,
             "aux_loss": float(metrics.aux_loss),
@@ -226,7 +229,7 @@ class Run:
             "learning_rate": float(metrics.learning_rate),
             "tokens": self.tokens,
             "tokens_per_second": self.rate,
-            "mfu": mfu,
+            "mfu": self.mfu,
             "peak_flops": billing.peak_flops,
             "model_flops": ledger.total_flops,
             "seconds": ledger.total_hours * 3600,
@@ -239,7 +242,7 @@ class Run:
         left = (train.steps - step) * planned / max(self.rate, 1e-9)
         dollars_left = left / 3600 * billing.devices * billing.price.dollars_per_hour
         self.progress.update(
-            step, loss=self.loss, tokens_per_second=self.rate, mfu=mfu,
+            step, loss=self.loss, tokens_per_second=self.rate, mfu=self.mfu,
             peak_flops=billing.peak_flops, dollars=ledger.total_dollars,
             dollars_to_come=dollars_left, seconds_left=left,
         )  # fmt: skip
@@ -371,6 +374,7 @@ class Run:
             "dispatch_products": self.setup.products,
             "exchange": choice and choice.exchange,
             "exchange_reason": choice and choice.exchange_reason,
+            "leaks": prepare.leaks(self.config.model.moe, choice),
             "dollars": ledger.total_dollars,
             "model_flops": ledger.total_flops,
             "failed_saves": self._failed_saves,

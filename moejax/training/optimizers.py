@@ -114,7 +114,12 @@ _MATRICES = {
     ("experts", "gate_up"): ((-3,), (-1,)),
     ("shared", "gate_up"): ((-3,), (-1,)),
     ("ffn", "gate_up"): ((-3,), (-1,)),
+    ("experts", "gate_in"): ((-2,), (-1,)),
+    ("experts", "gate_out"): ((-2,), (-1,)),
+    ("experts", "up"): ((-2,), (-1,)),
     ("experts", "down"): ((-2,), (-1,)),
+    ("moe", "latent_in"): ((-2,), (-1,)),
+    ("moe", "latent_out"): ((-2,), (-1,)),
     ("shared", "down"): ((-2,), (-1,)),
     ("ffn", "down"): ((-2,), (-1,)),
 }

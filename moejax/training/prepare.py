@@ -34,7 +34,10 @@ class Billing:
       price: the rate of one device.
       peak_flops: FLOP/s of all devices together.
       peak_source: where the peak is from.
-      flops_per_token: training FLOPs of a token.
+      flops_per_token: training FLOPs of a token, by the experts that it is expected to run through.
+      assignment_flops: training FLOPs of a token in one routed expert, where a router's tokens run
+        through as many as they like; 0 where the expected number is exact.
+      assignments_per_token: what ``flops_per_token`` expects of all MoE layers together.
     """
 
     hardware: str
@@ -43,6 +46,13 @@ class Billing:
     peak_flops: float
     peak_source: str
     flops_per_token: float
+    assignment_flops: float = 0.0
+    assignments_per_token: float = 0.0
+
+    def model_flops(self, tokens: int, assignments: float) -> float:
+        """Training FLOPs of tokens that really ran through so many experts, all layers added."""
+        more = assignments - tokens * self.assignments_per_token
+        return tokens * self.flops_per_token + self.assignment_flops * more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +166,15 @@ def make_billing(config: RunConfig, mesh: jax.sharding.Mesh) -> Billing:
     peak, source = hardware.peak_flops(name, devices)
     counted = counts.count(config.model, config.train.seq_len)
     price = prices.resolve(name, config.cost.price)
-    return Billing(name, devices, price, peak, source, counted.flops_per_token.train)
+    flops, moe = counted.flops_per_token.train, config.model.moe
+    if moe is None:
+        return Billing(name, devices, price, peak, source, flops)
+    router = moe.router.counts(config.model.d_model, moe.num_experts, moe.top_k)
+    if not router.measured:
+        return Billing(name, devices, price, peak, source, flops)
+    expected = config.model.layers("moe") * router.expected_experts
+    each = counts.assignment_flops(config.model)
+    return Billing(name, devices, price, peak, source, flops, each, expected)
 
 
 def plan_run(setup: Setup) -> dict:
@@ -219,9 +237,23 @@ def back_end_lines(
     ]
     for name, product in (products or {}).items():
         lines.append(f"  {name:<26}{product['backend']} ({product['why']})")
+    return lines + [f"warning: {text}" for text in leaks(moe, choice)]
+
+
+def leaks(moe: MoEConfig | None, choice: Choice | None) -> list[str]:
+    """What of a config lets a token's output depend on later ones, in words; empty for nothing."""
+    if moe is None or choice is None:
+        return []
+    found = []
+    if moe.router.leaks:
+        found.append(
+            f"router {moe.router.name} lets later tokens change earlier ones in training; the "
+            "training loss is not a language model's (held-out text is routed by its causal form, "
+            "where it has one)"
+        )
     if choice.dispatch == "capacity" and moe.drop_policy in LEAKING_POLICIES:
-        lines.append(
-            f"warning: moe.drop_policy = {moe.drop_policy!r} lets later tokens displace earlier "
+        found.append(
+            f"moe.drop_policy = {moe.drop_policy!r} lets later tokens displace earlier "
             "ones; this loss is not a language model's"
         )
-    return lines
+    return found

@@ -28,6 +28,7 @@ def format_summary(summary: Mapping[str, Any], workdir: str) -> str:
         f"{text.percent(summary['mfu'])} of {text.si(summary['peak_flops'], 'FLOP/s')} "
         f"({summary['peak_source']})",
         f"  compilation     {summary['compile_seconds']:.1f} s",
+        *(f"  warning         {text}" for text in summary["leaks"]),
         "\nthe bill",
         format_ledger(summarize([folder])),
     ]

@@ -10,6 +10,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from moejax.models import LossOutput, ModelConfig, Transformer, update_router_state
+from moejax.moe.routers import batch_loads
 from moejax.parallel import axis_rules
 from moejax.training.state import TrainState
 
@@ -43,6 +44,7 @@ class StepMetrics:
       gradient_norm: global norm before clipping.
       learning_rate: what this step used.
       targets: tokens counted in the loss.
+      assignments: tokens that experts computed, all experts and MoE layers added.
       router_stats: sums over the whole batch, by segment and layer.
     """
 
@@ -51,39 +53,54 @@ class StepMetrics:
     gradient_norm: Float[Array, ""]
     learning_rate: Float[Array, ""]
     targets: Float[Array, ""]
+    assignments: Float[Array, ""]
     router_stats: Tree
 
 
 def make_train_step(
-    model: ModelConfig, optimizer: optax.GradientTransformation, schedule: optax.Schedule
+    model: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    seed: int = 0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """The function of one optimizer step, over all micro-batches of a batch.
 
     Gradients are those of the mean over the targets of the whole batch, however they fall into
     micro-batches; auxiliary losses are averaged over micro-batches. Routers' state moves once,
-    by statistics summed over all of them.
+    by statistics summed over all of them. Routers' noise is drawn from the seed, the step and the
+    number of the micro-batch.
     """
     transformer = Transformer(model)
 
-    def gradients(params: Tree, router_state: Tree, part: Batch, targets: Array, parts: int):
+    def gradients(state: TrainState, part: Batch, index: Array, before: Tree, batch: Batch):
+        parts = batch.tokens.shape[0]
+        targets = jnp.maximum(jnp.sum(batch.segment_ids > 0), 1).astype(jnp.float32)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), state.step), index)
+        fixed = {"router_state": state.router_state, "router_batch": batch_loads(before)}
+
         def objective(params):
-            out = _loss(transformer, {"params": params, "router_state": router_state}, part)
+            out = _loss(transformer, {"params": params, **fixed}, part, key)
             return out.nll / targets + out.aux_loss / parts, out
 
-        grads, out = jax.grad(objective, has_aux=True)(params)
+        grads, out = jax.grad(objective, has_aux=True)(state.params)
         return grads, (out.nll / targets, out.aux_loss / parts, out.router_stats)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         parts = batch.tokens.shape[0]
         targets = jnp.maximum(jnp.sum(batch.segment_ids > 0), 1).astype(jnp.float32)
-        run = lambda part: gradients(state.params, state.router_state, part, targets, parts)
         first = jax.tree.map(lambda a: a[0], batch)
+        run = lambda part, index, before: gradients(state, part, index, before, batch)
         if parts == 1:
-            total = run(first)
+            total = run(first, 0, {})
         else:
-            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(run, first))
-            add = lambda carry, part: (jax.tree.map(jnp.add, carry, run(part)), None)
-            total, _ = jax.lax.scan(add, zeros, batch)
+            shapes = jax.eval_shape(lambda: run(first, 0, {}))
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+            def add(total, item):
+                part, index = item
+                return jax.tree.map(jnp.add, total, run(part, index, total[1][2])), None
+
+            total, _ = jax.lax.scan(add, zeros, (batch, jnp.arange(parts)))
         grads, (loss, aux_loss, router_stats) = total
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new = TrainState(
@@ -93,7 +110,8 @@ def make_train_step(
             update_router_state(model, state.router_state, router_stats),
         )
         norm, rate = optax.tree.norm(grads), jnp.asarray(schedule(state.step), jnp.float32)
-        return new, StepMetrics(loss, aux_loss, norm, rate, targets, router_stats)
+        computed = _assignments(router_stats)
+        return new, StepMetrics(loss, aux_loss, norm, rate, targets, computed, router_stats)
 
     return step
 
@@ -113,9 +131,18 @@ def make_eval_step(
     return step
 
 
-def _loss(transformer: Transformer, variables: Tree, part: Batch) -> LossOutput:
+def _assignments(router_stats: Tree) -> Array:
+    layers = [layer for segment in router_stats.values() for layer in segment.values()]
+    return jnp.asarray(sum(jnp.sum(layer["assignments"]) for layer in layers), jnp.float32)
+
+
+def _loss(
+    transformer: Transformer, variables: Tree, part: Batch, noise: Array | None = None
+) -> LossOutput:
+    """The loss of a micro-batch: of training where there is a key for the routers' noise."""
     with axis_rules():
         return transformer.apply(
             variables, part.tokens, part.targets, part.segment_ids, part.positions,
-            method=Transformer.loss,
+            train=noise is not None, method=Transformer.loss,
+            rngs=None if noise is None else {"router": noise},
         )  # fmt: skip

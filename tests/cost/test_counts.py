@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moejax.config import ConfigError
-from moejax.cost.counts import COMPONENTS, count
+from moejax.cost.counts import COMPONENTS, assignment_flops, count
 from moejax.models import AttentionConfig, ModelConfig, Transformer
 from moejax.models.presets import PRESETS
 from moejax.moe import MoEConfig
 from moejax.moe.routers import DeepSeekV3Options, RouterCounts, SoftmaxTopKOptions
+from moejax.moe.routers.published import GptOssOptions
 
 
 def gqa(vocab, width, layers, heads, kv_heads, head_dim, d_ff=0, moe=None):
@@ -241,3 +242,36 @@ def test_scaling(config, seq_len):
     assert deeper.flops_per_token.forward - twice.flops_per_token.forward == pytest.approx(
         2.0 * expert
     )
+
+
+@pytest.mark.parametrize(
+    "moe",
+    [
+        dict(latent_dim=4),
+        dict(gate_rank=2),
+        dict(num_shared_experts=1, shared_gate=True),
+        dict(router=GptOssOptions()),
+        dict(latent_dim=4, gate_rank=2, num_shared_experts=2, shared_gate=True),
+    ],
+)
+def test_variants_of_the_layer_count_what_they_hold(moe):
+    config = dataclasses.replace(TINY, d_model=8, moe=MoEConfig(8, 2, 3, **moe))
+    init = lambda: Transformer(config).init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
+    leaves = jax.tree.leaves(jax.eval_shape(init)["params"])
+    assert count(config, 6).params.total == sum(leaf.size for leaf in leaves)
+
+
+def test_flops_of_the_variants_by_hand():
+    # D 4, F 3, E 8, K 2, 2 MoE layers: an expert multiplies 3 · 4 · 3 = 36 parameters.
+    flops = lambda **moe: (
+        count(
+            dataclasses.replace(TINY, moe=MoEConfig(8, 2, 3, **moe)), 6
+        ).flops_per_token.by_component
+    )
+    assert flops()["routed_experts"] == 2 * 2 * (2 * 36) == 288
+    # In a latent space of 2: experts of 3 · 2 · 3 = 18, and twice 4 · 2 for every token.
+    assert flops(latent_dim=2)["routed_experts"] == 2 * 2 * (2 * 18 + 16)
+    # Two factors are multiplied out: what a token multiplies is the full matrix.
+    assert flops(gate_rank=1)["routed_experts"] == 288
+    assert flops(num_shared_experts=1, shared_gate=True)["shared_experts"] == 2 * 2 * (36 + 4)
+    assert assignment_flops(TINY) == 3 * 2 * 36

@@ -33,13 +33,15 @@ def parameters(module, seed):
     return module
 
 
-def route(name, options, top_k, weight, x, bias=None):
+def route(name, options, top_k, weight, x, bias=None, logit_bias=None):
     """Our router over tokens (T, D) with Hugging Face's weight (E, D)."""
     kind = REGISTRY[name]
     router = kind(kind.Options(**options), len(weight), top_k)
     variables = {"params": {"kernel": jnp.asarray(to_numpy(weight).T)}}
     if bias is not None:
         variables["router_state"] = {"bias": jnp.asarray(to_numpy(bias))}
+    if logit_bias is not None:
+        variables["params"]["logit_bias"] = jnp.asarray(to_numpy(logit_bias))
     inputs = RouterInputs(jnp.asarray(to_numpy(x))[None], jnp.ones((1, len(x)), bool))
     return jax.jit(router.apply)(variables, inputs)
 
@@ -71,6 +73,23 @@ def test_deepseek_v3_router():
     assert_same_choice(ours, weights, indices)
 
 
+def test_deepseek_v4_router():
+    from transformers.models.deepseek_v4 import modeling_deepseek_v4 as hf
+
+    config = transformers.DeepseekV4Config(
+        hidden_size=WIDTH, n_routed_experts=16, num_experts_per_tok=4, num_local_experts=16
+    )
+    router = parameters(hf.DeepseekV4TopKRouter(config), 0)
+    generator = torch.Generator().manual_seed(1)
+    router.e_score_correction_bias.copy_(0.2 * torch.randn(len(router.weight), generator=generator))
+    x = torch.randn(64, WIDTH, generator=generator)
+    _, weights, indices = router(x)
+    options = {"routed_scale": config.routed_scaling_factor}
+    bias = router.e_score_correction_bias
+    ours = route("deepseek_v4", options, router.top_k, router.weight, x, bias)
+    assert_same_choice(ours, weights, indices)
+
+
 def test_mixtral_router():
     from transformers.models.mixtral import modeling_mixtral as hf
 
@@ -80,7 +99,36 @@ def test_mixtral_router():
     router = parameters(hf.MixtralTopKRouter(config), 0)
     x = torch.randn(64, WIDTH, generator=torch.Generator().manual_seed(1))
     _, weights, indices = router(x)
-    ours = route("softmax_topk", {"normalize_gates": True}, 2, router.weight, x)
+    ours = route("mixtral", {}, 2, router.weight, x)
+    assert_same_choice(ours, weights, indices)
+
+
+def test_gpt_oss_router():
+    from transformers.models.gpt_oss import modeling_gpt_oss as hf
+
+    config = transformers.GptOssConfig(
+        hidden_size=WIDTH, num_local_experts=8, num_experts_per_tok=2
+    )
+    router = parameters(hf.GptOssTopKRouter(config), 0)
+    x = torch.randn(64, WIDTH, generator=torch.Generator().manual_seed(1))
+    _, weights, indices = router(x)
+    ours = route("gpt_oss", {}, 2, router.weight, x, logit_bias=router.bias)
+    assert_same_choice(ours, weights, indices)
+
+
+def test_deepseek_v2_router():
+    from transformers.models.deepseek_v2 import modeling_deepseek_v2 as hf
+
+    config = transformers.DeepseekV2Config(
+        hidden_size=WIDTH, n_routed_experts=16, num_experts_per_tok=4, n_group=4, topk_group=2,
+        routed_scaling_factor=16.0, topk_method="group_limited_greedy", norm_topk_prob=False,
+        moe_intermediate_size=8, n_shared_experts=1, num_attention_heads=4,
+    )  # fmt: skip
+    router = parameters(hf.DeepseekV2TopkRouter(config), 0)
+    x = torch.randn(64, WIDTH, generator=torch.Generator().manual_seed(1))
+    _, weights, indices = router(x)
+    options = {"num_groups": 4, "groups_kept": 2}
+    ours = route("deepseek_v2", options, 4, router.weight, x)
     assert_same_choice(ours, weights, indices)
 
 

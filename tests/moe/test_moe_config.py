@@ -64,12 +64,17 @@ def test_router_options_by_name():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"name": "deepseek_v4"}, "router.name = 'deepseek_v4'.*did you mean 'deepseek_v3'"),
+        ({"name": "deepseek_v5"}, "router.name = 'deepseek_v5'.*did you mean 'deepseek_v"),
         ({"name": 3}, "router.name = 3"),
-        ({"name": "softmax_topk", "bias_step": 1.0}, "router.bias_step.*no such field"),
+        ({"name": "force_balanced", "bias_rule": "sign"}, "router.bias_rule.*no selection bias"),
+        ({"bias_rule": "signs"}, "router.bias_rule.*did you mean 'sign'"),
+        ({"bias_rule": "longcat"}, "router.bias_rule.*some without"),
+        ({"z_loss_weight": -1.0}, "router.z_loss_weight = -1.0: must not be below zero"),
+        ({"layer_weights": [1.0, -1.0]}, "router.layer_weights.*below zero"),
+        ({"bias_momentum": 1.0}, "router.bias_momentum = 1.0.*from 0 to below 1"),
         ({"bias_stp": 1.0}, "router.bias_stp.*did you mean 'bias_step'"),
     ],
 )
 def test_a_wrong_router_block_is_refused(values, message):
     with pytest.raises(ConfigError, match=message):
-        router_options(values)
+        MoEConfig(8, 2, 16, router=router_options(values))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from moejax.moe.routers.base import Router, RouterInputs, RouterOptions, Routing
+from moejax.moe.routers.base import Card, Router, RouterInputs, RouterOptions, Routing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class MeasuringRouter(Router):
     choices of the whole text: this is for measuring, not for models that are to be used.
     """
 
-    def assignments(self, tokens: Int[Array, ""]) -> Int[Array, " E"]:
+    def assignments(self, inputs: RouterInputs, tokens: Int[Array, ""]) -> Int[Array, " E"]:
         """How many of the K · ``tokens`` assignments each expert gets; at most ``tokens``."""
         raise NotImplementedError
 
@@ -43,10 +43,10 @@ class MeasuringRouter(Router):
     def __call__(self, inputs: RouterInputs) -> Routing:
         logits = self.logits(inputs.x.reshape(-1, inputs.x.shape[-1]))
         tokens = jnp.sum(inputs.valid, dtype=jnp.int32)
-        expert = spread(self.assignments(tokens), inputs.valid, self.top_k)
+        expert = spread(self.assignments(inputs, tokens), inputs.valid, self.top_k)
         gate = jax.nn.softmax(jnp.take_along_axis(logits, expert, axis=-1), axis=-1)
         probabilities = jax.nn.softmax(logits, axis=-1)
-        return self.finish(inputs, logits, probabilities, expert, gate, jnp.zeros((), jnp.float32))
+        return self.finish(inputs, logits, probabilities, expert, gate)
 
 
 class ForceBalancedRouter(MeasuringRouter):
@@ -56,8 +56,12 @@ class ForceBalancedRouter(MeasuringRouter):
     """
 
     Options: ClassVar[type[RouterOptions]] = ForceBalancedOptions
+    card: ClassVar[Card] = Card(
+        "every expert the same number of tokens, whatever they are", "", "",
+        "measuring speed: the upper bound",
+    )  # fmt: skip
 
-    def assignments(self, tokens: Int[Array, ""]) -> Int[Array, " E"]:
+    def assignments(self, inputs: RouterInputs, tokens: Int[Array, ""]) -> Int[Array, " E"]:
         total = tokens * self.top_k
         index = jnp.arange(self.num_experts, dtype=jnp.int32)
         return total // self.num_experts + (index < total % self.num_experts)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from moejax.config import ConfigError, check, check_not_negative
-from moejax.moe.routers.base import RouterOptions
+from moejax.moe.routers.base import Card, RouterInputs, RouterOptions
 from moejax.moe.routers.force_balanced import MeasuringRouter
 
 # The measure of a run's metrics.jsonl that holds the loads (``moejax.moe.diagnostics``).
@@ -30,7 +30,7 @@ class TraceOptions(RouterOptions):
       step: the step of ``metrics.jsonl`` to take; 0 is the last one with loads, which another run
         of the same config may find moved on if that file is still growing.
       layer: the only recorded layer (MoE layers, from 0) to replay, in every layer of this model;
-        -1 replays all of them in turn (see ``TraceRouter``).
+        -1 replays all of them, layer by layer (see ``TraceRouter``).
     """
 
     name: str = "trace"
@@ -85,31 +85,19 @@ class TraceOptions(RouterOptions):
 class TraceRouter(MeasuringRouter):
     """Gives each expert its recorded share of the batch's assignments, rounded to whole ones.
 
-    Which layer a router is in, it cannot know: the layers of a segment are one scanned program, and
-    a variable is initialised by the same code in each of them. So the number of the recorded layer
-    that it replays is state, in ``router_state``, and moves every optimizer step: after step t, the
-    r-th repeat of a segment replays layer (t + r) mod L of the recorded ones. A model of L
-    repeats thus replays all L recorded loads in every step but the first (which starts at layer 0
-    everywhere), as the recorded model did, and over L steps every layer replays every load,
-    whatever the segments are: the mean time is that of the recorded loads. With a single load, or
-    ``router.layer`` set, there is no state.
+    MoE layer l of the model replays layer l mod L of the recorded ones, or all of them the one
+    that ``router.layer`` names. Without state.
     """
 
     Options: ClassVar[type[RouterOptions]] = TraceOptions
+    card: ClassVar[Card] = Card(
+        "recorded loads, replayed", "", "", "measuring speed under a trained router's loads"
+    )
 
-    def assignments(self, tokens: Int[Array, ""]) -> Int[Array, " E"]:
-        shares = self.options.shares(self.num_experts, self.top_k).astype(np.float32)
-        if len(shares) == 1:
-            return round_loads(jnp.asarray(shares[0]), tokens, self.top_k)
-        layer = self.variable("router_state", "layer", jnp.zeros, (), jnp.int32)
-        return round_loads(jnp.asarray(shares)[layer.value], tokens, self.top_k)
-
-    def update(self, state: dict[str, Array], stats: dict[str, Array]) -> dict[str, Array]:
-        del stats
-        layer = state["layer"]
-        recorded = len(self.options.shares(self.num_experts, self.top_k))
-        repeat = jnp.arange(layer.size, dtype=jnp.int32).reshape(layer.shape)
-        return {**state, "layer": (layer.reshape(-1)[0] + 1 + repeat) % recorded}
+    def assignments(self, inputs: RouterInputs, tokens: Int[Array, ""]) -> Int[Array, " E"]:
+        shares = jnp.asarray(self.options.shares(self.num_experts, self.top_k), jnp.float32)
+        layer = 0 if inputs.layer is None else inputs.layer % len(shares)
+        return round_loads(shares[layer], tokens, self.top_k)
 
 
 def round_loads(shares: Float[Array, " E"], tokens: Int[Array, ""], top_k: int) -> Int[Array, " E"]:

@@ -7,7 +7,14 @@ import pytest
 import tiny
 
 from moejax.config import ConfigError
-from moejax.moe.routers import DeepSeekV3Options, DeepSeekV3Router, RouterInputs, deepseek_v3
+from moejax.moe.routers import (
+    DeepSeekV3Options,
+    DeepSeekV3Router,
+    RouterInputs,
+)
+from moejax.moe.routers import (
+    top_k as deepseek_v3,
+)
 
 # With an identity kernel a token's vector is its logits, so that cases can be given as scores.
 SCORES = np.array([[[0.9, 0.6, 0.5, 0.1], [0.2, 0.8, 0.4, 0.6], [0.5, 0.3, 0.1, 0.7]]])

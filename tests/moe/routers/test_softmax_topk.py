@@ -79,7 +79,7 @@ def test_statistics_by_hand():
 
 
 def test_renormalising_a_single_gate_is_refused():
-    with pytest.raises(ConfigError, match=r"normalize_gates.*no gradient"):
+    with pytest.raises(ConfigError, match=r"normalize_gates.*learns nothing"):
         SoftmaxTopKOptions(normalize_gates=True).check(8, 1)
     SoftmaxTopKOptions(normalize_gates=True).check(8, 2)
     SoftmaxTopKOptions(normalize_gates=False).check(8, 1)

@@ -1,0 +1,80 @@
+"""All routers by name, in the order of the README's table; and routers of a user's own."""
+
+import importlib
+import os
+import sys
+
+from moejax.config import ConfigError, check, nearest
+from moejax.moe.routers import published
+from moejax.moe.routers.base import Router
+from moejax.moe.routers.force_balanced import ForceBalancedRouter
+from moejax.moe.routers.top_k import TopKRouter
+from moejax.moe.routers.trace import TraceRouter
+
+_ROUTERS: tuple[type[Router], ...] = (
+    # One matrix, fixed K.
+    published.SoftmaxTopKRouter,
+    published.MixtralRouter,
+    published.GptOssRouter,
+    published.DeepSeekMoERouter,
+    published.DeepSeekV2Router,
+    published.DeepSeekV3Router,
+    published.DeepSeekV4Router,
+    published.KimiK2Router,
+    published.LossFreeRouter,
+    published.CentredBiasRouter,
+    published.SmebuRouter,
+    published.QuantileBalancingRouter,
+    published.GlobalBatchRouter,
+    TopKRouter,
+    # For measuring.
+    ForceBalancedRouter,
+    TraceRouter,
+)
+
+REGISTRY: dict[str, type[Router]] = {router.Options().name: router for router in _ROUTERS}
+
+
+def find(name: str) -> type[Router]:
+    """The router of a name in ``REGISTRY``, or of a dotted path to a user's own class.
+
+    Args:
+      name: such as ``deepseek_v3`` or ``my_routers.NearestRouter``; a module is looked up on the
+        Python path and in the working directory.
+
+    Raises:
+      ConfigError: no such router, with the nearest known one; or a path that leads to none.
+    """
+    field = "router.name"
+    if isinstance(name, str) and name in REGISTRY:
+        return REGISTRY[name]
+    dotted = isinstance(name, str) and "." in name
+    hint = nearest(name, REGISTRY)
+    check(dotted, field, name, f"no such router; {hint}, or give a path such as my_module.MyRouter")
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(_import(module), attribute, None)
+    except Exception as error:  # the user's own file may raise anything
+        raise ConfigError(
+            field, name, f"importing {module} raised {type(error).__name__}: {error}; mend it, or "
+            "put its folder on the Python path"
+        ) from error  # fmt: skip
+    good = isinstance(found, type) and issubclass(found, Router)
+    check(
+        good, field, name,
+        f"{module} has no Router class {attribute}; give the path of a subclass of "
+        "moejax.moe.routers.Router",
+    )  # fmt: skip
+    return found
+
+
+def _import(module: str):
+    here = os.getcwd()
+    added = here not in sys.path
+    if added:
+        sys.path.append(here)
+    try:
+        return importlib.import_module(module)
+    finally:
+        if added:
+            sys.path.remove(here)
