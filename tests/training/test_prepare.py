@@ -6,9 +6,15 @@ import jax
 import tiny
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
+from moejax.cost.prices import Price
 from moejax.moe.choose import choose, choose_here
 from moejax.parallel import AXES, MeshConfig, make_mesh
-from moejax.training.prepare import back_end_lines, choose_back_ends, grouped_products
+from moejax.training.prepare import (
+    Billing,
+    back_end_lines,
+    choose_back_ends,
+    grouped_products,
+)
 
 
 def lines(**changes):
@@ -32,6 +38,17 @@ def test_a_warning_where_drops_leak():
     assert warning.startswith("warning: moe.drop_policy = 'probability' lets later tokens")
     # No drops, no leak; and no leak, no warning.
     assert len(lines(dispatch="blocks", **leak)) == len(lines(dispatch="capacity")) == 2
+
+
+def test_tokens_are_billed_by_the_experts_that_they_really_ran_through():
+    # 10 tokens that were expected in 4 experts each, at 100 FLOPs each, of 1,000 FLOPs a token.
+    price = Price(1.0, "on demand", "2026-01-01", "made up")
+    billing = Billing("cpu", 1, price, 1e9, "made up", 1000.0, 100.0, 4.0)
+    assert billing.model_flops(10, 40) == 10_000
+    assert billing.model_flops(10, 25) == 10_000 - 1_500
+    # Where the number is exact, what a float32 sum of assignments loses does not matter.
+    exact = Billing("cpu", 1, price, 1e9, "made up", 1000.0)
+    assert exact.model_flops(10, 39.9) == 10_000
 
 
 def test_the_mesh_decides_and_a_dense_model_has_none():
