@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from moejax.models.causal_attention import causal_attention
 from moejax.models.layers import Linear
 from moejax.models.model_config import ModelConfig
 from moejax.models.rope import rotate
@@ -57,7 +58,8 @@ class GroupedQueryAttention(nn.Module):
         Args:
           x: normalised layer input.
           positions: position of each token in its document.
-          mask: what each query may see, broadcastable to (B, H, S, keys).
+          mask: what each query may see, broadcastable to (B, H, S, keys); without a cache,
+            ``attention_mask``'s, which lets no query see a later key.
           cache: where earlier keys and values stand.
 
         Returns:
@@ -79,13 +81,11 @@ class GroupedQueryAttention(nn.Module):
                 write(cache.key, key), write(cache.value, value), cache.index + x.shape[1]
             )
             key, value = cache.key.astype(x.dtype), cache.value.astype(x.dtype)
-        mixed = jax.nn.dot_product_attention(
-            query,
-            key,
-            value,
-            mask=mask,
-            implementation=implementation(options.implementation, query),
-        )
+        name = implementation(options.implementation, query)
+        if name == "xla" and cache is None and jax.default_backend() == "cpu":
+            mixed = causal_attention(query, key, value, mask)
+        else:
+            mixed = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=name)
         out = Linear((x.shape[-1],), ("heads", "head_dim", "embed"), 2, std, name="out")(mixed)
         return out, cache
 

@@ -20,7 +20,8 @@ class AttentionConfig:
       num_kv_heads: key/value heads, N; 0 means as many as query heads.
       head_dim: width of a head; 0 means d_model / num_heads.
       rope_theta: base of the rotary position embedding.
-      implementation: ``auto`` is cuDNN on a GPU in bfloat16 and XLA elsewhere.
+      implementation: ``auto`` is cuDNN on a GPU in bfloat16 and XLA elsewhere; XLA on a CPU runs
+        ``moejax.models.causal_attention``, elsewhere ``jax.nn.dot_product_attention``.
     """
 
     num_heads: int = 8

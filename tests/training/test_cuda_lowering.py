@@ -26,7 +26,9 @@ def lowered_for_cuda(implementation: str) -> str:
         return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
-def test_the_step_lowers_with_xlas_attention():
+def test_the_step_lowers_with_xlas_attention(monkeypatch):
+    # On a CPU attention is another function: see moejax.models.causal_attention.
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     program = lowered_for_cuda("xla")
     assert "bf16" in program and "cudnn" not in program
 
