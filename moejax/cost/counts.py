@@ -189,6 +189,9 @@ def _feed_forward(c: ModelConfig) -> dict[str, Component]:
     if moe is None or not layers:
         return {"dense_ffn": _passed(dense)}
     router = moe.router.counts(c.d_model, moe.num_experts, moe.top_k)
+    flops = router.flops_per_token
+    if moe.router.needs_gate_rank:  # scored by every expert's first low-rank activation
+        flops += 2.0 * moe.num_experts * (moe.latent_dim or c.d_model) * moe.gate_rank
     held, passed = expert_params(c)
     routed = layers * router.expected_experts * passed
     # The matrices between the model's width and the experts' own, which every token passes.
@@ -198,7 +201,7 @@ def _feed_forward(c: ModelConfig) -> dict[str, Component]:
     return {
         "dense_ffn": _passed(dense),
         "router": Component(
-            layers * router.params, layers * router.params, layers * router.flops_per_token
+            layers * router.params, layers * router.params, layers * flops
         ),
         "routed_experts": Component(
             layers * moe.num_experts * held + latent,

@@ -13,7 +13,7 @@ from moejax.config import ConfigError
 from moejax.cost.counts import COMPONENTS, assignment_flops, count
 from moejax.models import AttentionConfig, ModelConfig, Transformer
 from moejax.models.presets import PRESETS
-from moejax.moe import MoEConfig
+from moejax.moe import MoEConfig, router_options
 from moejax.moe.routers import DeepSeekV3Options, RouterCounts, SoftmaxTopKOptions
 from moejax.moe.routers.published import GptOssOptions
 
@@ -275,3 +275,11 @@ def test_flops_of_the_variants_by_hand():
     assert flops(gate_rank=1)["routed_experts"] == 288
     assert flops(num_shared_experts=1, shared_gate=True)["shared_experts"] == 2 * 2 * (36 + 4)
     assert assignment_flops(TINY) == 3 * 2 * 36
+
+
+def test_experts_that_score_themselves_are_counted():
+    # E 8, D 4, rank 2: 2 · 8 · 4 · 2 = 128 FLOPs in each of 2 MoE layers, no parameters.
+    moe = MoEConfig(8, 2, 3, gate_rank=2, router=router_options({"name": "autonomy"}))
+    counted = count(dataclasses.replace(TINY, moe=moe), 6)
+    assert counted.flops_per_token.by_component["router"] == 2 * 128
+    assert counted.params.by_component["router"] == 0

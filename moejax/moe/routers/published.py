@@ -306,3 +306,72 @@ class GlobalBatchRouter(TopKRouter):
         "softmax top-k, balanced over the global batch", "2501.11873",
         "load of the step so far", "experts that specialise by domain",
     )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class ErnieOptions(DeepSeekV3Options):
+    """V3's router with ERNIE 4.5's orthogonality loss at 0.01, beside its softmax scores."""
+
+    name: str = "ernie"
+    score: Score = "softmax"
+    routed_scale: float = 1.0
+    orthogonal_loss_weight: float = 0.01
+
+
+class ErnieRouter(DeepSeekV3Router):
+    """Softmax plus selection bias, gates renormalised; columns of the router kept orthogonal.
+
+    Source: ERNIE 4.5 technical report (its router orthogonalization loss) and the model's code in
+    Transformers for score, bias and gates. Its loss goes by kind of expert; here there is one kind.
+    """
+
+    Options: ClassVar = ErnieOptions
+    card: ClassVar = Card(
+        "softmax plus selection bias; orthogonal router columns", "ERNIE 4.5, its report",
+        "selection bias", "experts that differ",
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class SimBalOptions(TopKOptions):
+    """Defaults: renormalised softmax gates and SimBal's loss at 0.1, no balance loss."""
+
+    name: str = "simbal"
+    normalize_gates: bool = True
+    similarity_loss_weight: float = 0.1
+
+
+class SimBalRouter(TopKRouter):
+    """Softmax top-k whose matrix is kept near orthonormal, so that like tokens meet like experts.
+
+    Source: SimBal (arXiv 2506.14038).
+    """
+
+    Options: ClassVar = SimBalOptions
+    card: ClassVar = Card(
+        "softmax top-k; the router's Gram matrix near 1", "SimBal, 2506.14038", "",
+        "balance that keeps likeness",
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertCouplingOptions(TopKOptions):
+    """Defaults: OLMoE's router with the coupling loss at its paper's weight and alpha, 1."""
+
+    name: str = "expert_coupling"
+    balance_loss_weight: float = 0.01
+    z_loss_weight: float = 1e-3
+    coupling_loss_weight: float = 1.0
+
+
+class ExpertCouplingRouter(TopKRouter):
+    """Softmax top-k; every expert shall answer its own router column the loudest.
+
+    Source: expert-router coupling loss (arXiv 2512.23447): see ``moejax.moe.coupling``.
+    """
+
+    Options: ClassVar = ExpertCouplingOptions
+    card: ClassVar = Card(
+        "softmax top-k; experts answer their own router column the loudest", "ERC, 2512.23447", "",
+        "a router that knows its experts",
+    )  # fmt: skip
