@@ -10,11 +10,11 @@ def load_fractions(
 ) -> Float[Array, "*batch E"]:
     """Share of the assignments that each expert gets, c_i / (K T); sums to 1 over the experts.
 
-    Rows without a valid token give zeros. Not differentiable.
+    Indices of E and above are no assignments. Rows without one give zeros. Not differentiable.
     """
     one_hot = jax.nn.one_hot(expert, num_experts, dtype=jnp.float32).sum(axis=-2)
     counts = jnp.sum(one_hot * valid[..., None], axis=-2)
-    total = expert.shape[-1] * jnp.sum(valid, axis=-1, keepdims=True)
+    total = jnp.sum(counts, axis=-1, keepdims=True)
     return jax.lax.stop_gradient(counts / jnp.maximum(total, 1))
 
 

@@ -1,7 +1,6 @@
 """The MoE layer: router -> dispatch -> experts -> combine, plus shared experts."""
 
 import functools
-from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -15,7 +14,7 @@ from moejax.moe.exchange import exchange, rows_in_reach
 from moejax.moe.exchange.traffic import layer_traffic
 from moejax.moe.experts import Experts, ExpertWeights, SwiGLU
 from moejax.moe.moe_config import MoEConfig
-from moejax.moe.routers import ExpertProbe, Router, RouterInputs, Routing, find
+from moejax.moe.routers import ExpertProbe, Router, RouterInputs, find
 from moejax.moe.routers.base import matrix_init
 
 
@@ -75,14 +74,14 @@ class MoELayer(nn.Module):
             config.num_experts, config.d_expert, self.init_std, config.gate_rank, name="experts"
         )
         weights, low_rank = experts(width, x.dtype)
-        run = lambda rows, expert, gate: _exchanged(config, choice, rows, expert, gate, weights)[0]
+        run = lambda rows, expert, gate: _compute(config, choice, rows, expert, gate, weights)[0]
         probe = ExpertProbe(weights, low_rank, run)
         router = self.make_router(config, self.init_std, name="router")
         routing = router(inputs.replace(experts=probe))
         # Early, and fed by nothing that is exchanged: XLA may compute them while rows travel.
         shared = self._shared(x)
         rows = routing.rows.enter(self._latent("latent_in", x, width))
-        y, stats = _compute(config, choice, routing, rows, weights)
+        y, stats = _compute(config, choice, rows, routing.expert, routing.gate, weights)
         y = self._latent("latent_out", routing.rows.leave(y, x[..., :width]), x.shape[-1])
         for more in (shared, routing.bypass):
             y = y if more is None else y + more.astype(y.dtype)
@@ -114,42 +113,26 @@ class MoELayer(nn.Module):
 def _compute(
     config: MoEConfig,
     choice: Choice,
-    routing: Routing,
-    rows: Float[Array, "G R D"],
-    weights: ExpertWeights,
-) -> tuple[Float[Array, "G R D"], dict[str, Array]]:
-    """The rows' combined outputs, and what was dropped and sent."""
-    expert, dropped = routing.expert, jnp.zeros((), jnp.float32)
-    if choice.dispatch == "capacity":
-        expert, dropped = drop(
-            expert, routing.gate, num_experts=config.num_experts, group=rows.shape[1],
-            slots=_slots(config, rows.shape[1], expert), policy=config.drop_policy,
-        )  # fmt: skip
-    y, beyond = _exchanged(config, choice, rows, expert, routing.gate, weights)
-    sent = layer_traffic(config, choice.exchange, rows, expert, beyond)
-    return y, {"dropped": dropped, **sent}
-
-
-def _slots(config: MoEConfig, group: int, expert: Int[Array, "R K"]) -> int:
-    """Slots of an expert in a group of rows, under ``capacity``."""
-    choices = min(config.top_k, expert.shape[1])
-    return expert_capacity(group, choices, config.num_experts, config.capacity_factor)
-
-
-def _exchanged(
-    config: MoEConfig,
-    choice: Choice,
     rows: Float[Array, "G R D"],
     expert: Int[Array, "R K"],
     gate: Float[Array, "R K"],
     weights: ExpertWeights,
-) -> tuple[Float[Array, "G R D"], Float[Array, ""]]:
-    """Runs the dispatcher over the mesh; see ``moejax.moe.exchange.exchange``."""
+) -> tuple[Float[Array, "G R D"], dict[str, Array]]:
+    """The rows' combined outputs over the mesh, and what was dropped and sent."""
+    choices = min(config.top_k, expert.shape[1])
+    slots = expert_capacity(rows.shape[1], choices, config.num_experts, config.capacity_factor)
+    dropped = jnp.zeros((), jnp.float32)
+    if choice.dispatch == "capacity":
+        expert, dropped = drop(
+            expert, gate, num_experts=config.num_experts, group=rows.shape[1], slots=slots,
+            policy=config.drop_policy,
+        )  # fmt: skip
     # Slots are a group's; a device may have to hold those of several.
     reach = rows_in_reach(choice.exchange, rows.shape[0])
-    slots = _slots(config, rows.shape[1], expert) * reach
-    local: Callable = functools.partial(dispatch, choice.dispatch, slots=slots)
-    return exchange(
-        choice.exchange, local, rows, expert, gate, weights, factor=config.exchange_factor,
+    y, beyond = exchange(
+        choice.exchange, functools.partial(dispatch, choice.dispatch, slots=slots * reach), rows,
+        expert, gate, weights, factor=config.exchange_factor,
         exact=config.exchange_overflow == "exact",
     )  # fmt: skip
+    sent = layer_traffic(config, choice.exchange, rows, expert, beyond)
+    return y, {"dropped": dropped, **sent}

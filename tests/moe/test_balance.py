@@ -39,6 +39,13 @@ def test_load_fractions_count_valid_tokens_only():
     np.testing.assert_array_equal(nothing, np.zeros(4))
 
 
+def test_what_is_no_assignment_is_not_in_the_total():
+    # Of E = 4: token 0 has experts 0 and none, token 1 has 1 and 2: a third each.
+    expert = jnp.array([[0, 4], [1, 2]])
+    fractions = balance.load_fractions(expert, jnp.ones(2, bool), 4)
+    np.testing.assert_allclose(fractions, [1 / 3, 1 / 3, 1 / 3, 0], rtol=1e-6)
+
+
 def test_z_loss_by_hand():
     # Log-sum-exp of (0, log 3) is log 4, of (1, 1) is 1 + log 2; the third token is padding.
     logits = jnp.array([[0.0, np.log(3.0)], [1.0, 1.0], [9.0, 9.0]])

@@ -156,6 +156,14 @@ def test_micro_batches_equal_one_batch_and_move_the_bias_once():
     tiny.assert_trees_close(counted_stats(halves), counted_stats(whole), 1e-5)
 
 
+def test_experts_without_matrices_count_in_the_load_of_earlier_micro_batches():
+    config = tiny.moe_config("longcat", options={"global_loss_weight": 1.0}, **LAYERS)
+    _, state = make_init(config, OPTIMIZER, make_mesh(MESHES["one device"]))
+    step = make_train_step(config, OPTIMIZER, SCHEDULE)
+    metrics = jax.eval_shape(step, state, tiny.batch(2))[1]
+    assert metrics.router_stats["segment_0"]["layer_0"]["choice_load"].shape == (2, 12)
+
+
 def test_the_load_of_earlier_micro_batches_counts_in_the_global_loss():
     # Micro-batch 2 of 2 sees the load of both, as one batch of all rows does; the first sees its
     # own. A loss of the second half alone, with both loads, is what its gradients are of.

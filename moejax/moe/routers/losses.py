@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from moejax.config import check, check_not_negative
 from moejax.moe import balance
+from moejax.moe.coupling import coupling_loss
 from moejax.moe.routers.base import Router, RouterInputs, RouterOptions, Routing
 from moejax.moe.routers.rows import Rows
 from moejax.moe.routers.stats import assignment_counts
@@ -29,6 +30,9 @@ class LossOptions(RouterOptions):
       z_loss_weight: mean squared log-sum-exp of the logits.
       orthogonal_loss_weight: squared cosines between the router's columns (ERNIE 4.5: 0.01).
       similarity_loss_weight: distance of the router's Gram matrix from 1 (SimBal: 0.1).
+      coupling_loss_weight: how far an expert answers another's router column louder than its own
+        expert does, or its own less than another's (expert-router coupling: 1); noisy in training.
+      coupling_alpha: its margin, from 0, which wants experts the most different, to 1.
       layer_weights: factor on the sum by MoE layer, first to last; empty for 1 everywhere.
     """
 
@@ -39,6 +43,8 @@ class LossOptions(RouterOptions):
     z_loss_weight: float = 0.0
     orthogonal_loss_weight: float = 0.0
     similarity_loss_weight: float = 0.0
+    coupling_loss_weight: float = 0.0
+    coupling_alpha: float = 1.0
     layer_weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -99,7 +105,22 @@ class ScoredRouter(Router):
             kernel = nn.meta.unbox(self.get_variable("params", "kernel"))
             found["orthogonal"] = (o.orthogonal_loss_weight, balance.orthogonal_loss(kernel))
             found["similarity"] = (o.similarity_loss_weight, balance.similarity_loss(kernel))
+        if o.coupling_loss_weight:
+            found["coupling"] = (o.coupling_loss_weight, self._coupling(inputs))
         return found
+
+    def _coupling(self, inputs: RouterInputs) -> Float[Array, ""]:
+        """The experts' answers to the router's columns; see ``moejax.moe.coupling``."""
+        kernel = nn.meta.unbox(self.get_variable("params", "kernel"))
+        gate = inputs.experts.weights.gate_up[:, :, 0]
+        check(
+            len(kernel) == gate.shape[1], "moe.latent_dim", gate.shape[1],
+            "gives experts another width than the router's columns have; set it to 0, or "
+            "router.coupling_loss_weight to 0",
+        )  # fmt: skip
+        noise = self.make_rng("router") if inputs.train else None
+        kernel = kernel[:, : self.num_experts]
+        return coupling_loss(kernel, gate, self.options.coupling_alpha, noise)
 
     def _masked(self, expert, valid, choices):
         """Padding tokens' choices taken out, where rows are tokens."""
@@ -137,6 +158,16 @@ class ScoredRouter(Router):
         )  # fmt: skip
 
 
+def check_no_kernel_losses(options: LossOptions) -> None:
+    """Refuses the losses of the matrix ``kernel``, for routers that have none."""
+    for name in ("orthogonal_loss_weight", "similarity_loss_weight", "coupling_loss_weight"):
+        value = getattr(options, name)
+        check(
+            not value, f"router.{name}", value,
+            f"needs one matrix column an expert, which router {options.name} lacks; set it to 0",
+        )  # fmt: skip
+
+
 def batch_loads(router_stats: dict, names: Sequence[str] = ("moe", "router")) -> dict:
     """The collection ``router_batch`` of a step's next micro-batch: the load of those before it.
 
@@ -144,7 +175,9 @@ def batch_loads(router_stats: dict, names: Sequence[str] = ("moe", "router")) ->
       router_stats: sums over the earlier micro-batches, by segment and layer.
       names: where a layer keeps its router.
     """
-    place = lambda stats: {names[0]: {names[1]: {"load": stats["load"]}}}
+    # Of all choices, where a router has some without matrices.
+    load = lambda stats: stats.get("choice_load", stats["load"])
+    place = lambda stats: {names[0]: {names[1]: {"load": load(stats)}}}
     return {
         segment: {layer: place(stats) for layer, stats in layers.items()}
         for segment, layers in router_stats.items()

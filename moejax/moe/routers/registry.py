@@ -5,7 +5,24 @@ import os
 import sys
 
 from moejax.config import ConfigError, check, nearest
-from moejax.moe.routers import published
+from moejax.moe.routers import (
+    adaptive,
+    assignment,
+    autonomy,
+    cosine,
+    default_vector,
+    depth,
+    dselect,
+    expert_choice,
+    fixed,
+    noisy,
+    published,
+    remoe,
+    soft_moe,
+    sparsemixer,
+    switch,
+    zero_experts,
+)
 from moejax.moe.routers.base import Router
 from moejax.moe.routers.force_balanced import ForceBalancedRouter
 from moejax.moe.routers.top_k import TopKRouter
@@ -26,7 +43,38 @@ _ROUTERS: tuple[type[Router], ...] = (
     published.SmebuRouter,
     published.QuantileBalancingRouter,
     published.GlobalBatchRouter,
+    published.ErnieRouter,
+    published.SimBalRouter,
+    published.ExpertCouplingRouter,
     TopKRouter,
+    noisy.NoisyTopKRouter,
+    noisy.VMoERouter,
+    switch.SwitchRouter,
+    switch.GShardRouter,
+    switch.Llama4Router,
+    switch.MoGERouter,
+    sparsemixer.SparseMixerRouter,
+    cosine.XMoERouter,
+    # As many experts as a token needs, or experts without matrices.
+    adaptive.TopPRouter,
+    adaptive.DynMoERouter,
+    remoe.ReMoERouter,
+    dselect.DSelectKRouter,
+    expert_choice.ExpertThresholdRouter,
+    zero_experts.MoEPlusPlusRouter,
+    zero_experts.LongCatRouter,
+    # By what the experts do.
+    autonomy.AutonomyRouter,
+    default_vector.DefaultVectorRouter,
+    # Without learning.
+    fixed.HashRouter,
+    fixed.RandomRouter,
+    # By competition among tokens, which leaks.
+    expert_choice.ExpertChoiceRouter,
+    assignment.BaseLayersRouter,
+    assignment.SBaseRouter,
+    soft_moe.SoftMoERouter,
+    depth.MixtureOfDepthsRouter,
     # For measuring.
     ForceBalancedRouter,
     TraceRouter,
