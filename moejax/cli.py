@@ -83,6 +83,14 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--temperature", type=float, default=0.8)
     generate.add_argument("--seed", type=int, default=0)
     _format(generate)
+
+    inspect = command("inspect", _inspect, "what a trained model's routers do with held-out text")
+    inspect.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
+    inspect.add_argument("--step", type=int, help="checkpoint; the newest if left out")
+    inspect.add_argument("--batches", type=int, default=8, help="held-out batches to run")
+    inspect.add_argument("--output", metavar="DIR", help="folder for inspect.json and the figures; "
+                         "inspect in the run's folder if left out")  # fmt: skip
+    _format(inspect)
     _bench_flags(command("bench", _bench, "measure speed beside what it is to be compared with"))
     return parser
 
@@ -167,6 +175,17 @@ def _generate(options: argparse.Namespace) -> int:
         temperature=options.temperature,
     )  # fmt: skip
     _print(options, {"text": text}, text)
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from moejax.analysis.inspect import inspect
+    from moejax.analysis.inspect_text import format_inspection
+
+    result = inspect(
+        options.workdir, step=options.step, batches=options.batches, output=options.output
+    )
+    _print(options, result, format_inspection(result))
     return 0
 
 

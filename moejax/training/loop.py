@@ -202,7 +202,8 @@ class Run:
         step, metrics, batch = done
         train, billing = self.config.train, self.setup.billing
         log = step % train.log_every == 0 or step == train.steps or step == 1
-        fetched = jax.device_get(metrics if log else metrics.replace(router_stats={}))
+        small = metrics.replace(router_stats={}, router_state={})
+        fetched = jax.device_get(metrics if log else small)
         tokens = int(fetched.targets)
         self.tokens += tokens
         flops = billing.model_flops(tokens, float(fetched.assignments))
@@ -235,7 +236,8 @@ class Run:
             "seconds": ledger.total_hours * 3600,
             "dollars": ledger.total_dollars,
         }
-        values |= {f"router/{k}": v for k, v in router_health(metrics.router_stats).items()}
+        health = router_health(metrics.router_stats, metrics.router_state)
+        values |= {f"router/{name}": value for name, value in health.items()}
         self.writer.write(step, values)
         train = self.config.train
         planned = prepare.planned_tokens(self.setup) / train.steps

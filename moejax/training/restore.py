@@ -29,7 +29,7 @@ def load(workdir: str | pathlib.Path) -> tuple[RunConfig, dict[str, Any]]:
       UserError: no run, no checkpoint, or a damaged one.
     """
     path = pathlib.Path(workdir)
-    config = _exact_as_auto(run_config.from_dict(run_dir.read_record(path)["config"]))
+    config = exact_as_auto(run_config.from_dict(run_dir.read_record(path)["config"]))
     optimizer = make_optimizer(config.optim, config.train.steps)
     _, abstract = make_init(config.model, optimizer, make_mesh(MeshConfig()))
     with Checkpointer(path / run_dir.CHECKPOINTS, config.checkpoint) as checkpoints:
@@ -44,7 +44,8 @@ def load(workdir: str | pathlib.Path) -> tuple[RunConfig, dict[str, Any]]:
     return config, {"params": state.params, "router_state": state.router_state}
 
 
-def _exact_as_auto(config: RunConfig) -> RunConfig:
+def exact_as_auto(config: RunConfig) -> RunConfig:
+    """The config with back ends that run here: what drops nothing computes the same by any."""
     moe = config.model.moe
     if moe is None:
         return config

@@ -46,6 +46,7 @@ class StepMetrics:
       targets: tokens counted in the loss.
       assignments: tokens that experts computed, all experts and MoE layers added.
       router_stats: sums over the whole batch, by segment and layer.
+      router_state: what the routers keep, after the step.
     """
 
     loss: Float[Array, ""]
@@ -55,6 +56,7 @@ class StepMetrics:
     targets: Float[Array, ""]
     assignments: Float[Array, ""]
     router_stats: Tree
+    router_state: Tree
 
 
 def make_train_step(
@@ -111,7 +113,9 @@ def make_train_step(
         )
         norm, rate = optax.tree.norm(grads), jnp.asarray(schedule(state.step), jnp.float32)
         computed = _assignments(router_stats)
-        return new, StepMetrics(loss, aux_loss, norm, rate, targets, computed, router_stats)
+        return new, StepMetrics(
+            loss, aux_loss, norm, rate, targets, computed, router_stats, new.router_state
+        )
 
     return step
 

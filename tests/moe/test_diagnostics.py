@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from moejax.moe.diagnostics import load_entropy, max_violation, router_health, stack_layers
+from moejax.moe.diagnostics import (
+    dead_experts,
+    load_entropy,
+    load_gini,
+    load_variation,
+    max_violation,
+    router_health,
+    stack_bias,
+    stack_layers,
+)
 
 
 def test_max_violation():
@@ -18,6 +27,25 @@ def test_load_entropy():
     np.testing.assert_allclose(load_entropy(loads), [0.5, 1, 0], atol=1e-12)
 
 
+def test_load_variation():
+    # 6 2 0 0: mean 2, squared deviations 16 0 4 4, mean 6: sqrt(6) / 2. All to one of four: mean 2,
+    # 36 4 4 4, mean 12: sqrt(12) / 2 = sqrt(3) = sqrt(E - 1).
+    loads = np.array([[6.0, 2, 0, 0], [2, 2, 2, 2], [8, 0, 0, 0], [0, 0, 0, 0]])
+    np.testing.assert_allclose(load_variation(loads), [6**0.5 / 2, 0, 3**0.5, 0])
+
+
+def test_load_gini():
+    # 6 2 0 0: the pairs differ by 4 6 6 2 2 0, both ways round 40, over 2 · 4 · 8: 5/8. All to one
+    # of four is 1 - 1/4. The order of the experts does not matter.
+    loads = np.array([[6.0, 2, 0, 0], [0, 6, 0, 2], [2, 2, 2, 2], [8, 0, 0, 0], [0, 0, 0, 0]])
+    np.testing.assert_allclose(load_gini(loads), [5 / 8, 5 / 8, 0, 3 / 4, 0], atol=1e-12)
+
+
+def test_dead_experts_by_layer():
+    loads = np.array([[4.0, 4, 4, 4], [8, 8, 0, 0], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(dead_experts(loads), [0, 2, 0])
+
+
 def measures(*rows):
     """The statistics of one layer of a segment, repeats in front."""
     load = np.array(rows, np.float64)
@@ -25,6 +53,7 @@ def measures(*rows):
     return {
         "load": load, "gate_mass": load * 0.5, "tokens": tokens, "assignments": load.sum(axis=1),
         "entropy": tokens * 1.5, "squared_logsumexp": tokens * 9.0, "top1_margin": tokens * 0.25,
+        "unrouted": tokens * 0.125, "loss_balance": tokens * 1.5, "loss_z": tokens * 0.5,
         "dropped": np.full(len(load), 1.0), "devices_touched": tokens * 1.5,
         "nodes_touched": tokens * 1.25, "rows": tokens * 2.0,
         "rows_sent": tokens * 0.5, "bytes_sent": tokens * 64.0,
@@ -60,6 +89,12 @@ def test_health_of_two_layers():
     # Two layers of 8 tokens make 2 · 8 · 2 = 32 rows, of which 6 overflowed and 3 were left out.
     assert health["exchange_overflow_share"] == 6 / 32
     assert health["exchange_dropped_share"] == 3 / 32
+    # Coefficients of variation 0 and 1 (deviations 4 of a mean of 4), Gini 0 and 1/2.
+    assert health["load_variation"] == 0.5 and health["load_gini"] == 0.25
+    # 8 tokens a layer with 16 assignments; an eighth of them without an expert.
+    assert health["experts_per_token"] == 2 and health["unrouted_share"] == 0.125
+    assert health["loss_balance"] == 1.5 and health["loss_z"] == 0.5
+    assert not any(name.startswith("bias") for name in health)
     assert health["load_by_layer"] == [[0.25] * 4, [0.5, 0.5, 0, 0]]
     assert health["gate_mass_by_layer"] == health["load_by_layer"]
 
@@ -70,6 +105,32 @@ def test_an_expert_is_dead_below_a_64th_of_its_fair_share():
     dead = {"segment_0": {"layer_0": measures([128, 0])}}
     assert router_health(alive)["dead_experts"] == 0
     assert router_health(dead)["dead_experts"] == 1
+
+
+def test_gate_mass_stands_beside_the_load():
+    # Equal loads, but the first expert's gates are three times the second's.
+    layer = measures([4, 4])
+    layer["gate_mass"] = np.array([[3.0, 1]])
+    health = router_health({"segment_0": {"layer_0": layer}})
+    assert health["load_by_layer"] == [[0.5, 0.5]]
+    assert health["gate_mass_by_layer"] == [[0.75, 0.25]]
+
+
+def state(*biases):
+    return {"moe": {"router": {"bias": np.array(biases)}}}
+
+
+def test_the_bias_is_told_where_the_state_is_given():
+    # Layers 1 and 2 of the model in order: spreads 2 and 0, means 1 and 3.
+    stats = {"segment_0": {"layer_0": measures([4, 4], [4, 4])}}
+    biases = {"segment_0": {"layer_0": state([3.0, -1], [3, 3])}}
+    health = router_health(stats, biases)
+    assert health["bias_mean"] == 2 and health["bias_spread"] == 1
+    np.testing.assert_array_equal(stack_bias(biases), [[3, -1], [3, 3]])
+    # A router without one, or with other state.
+    other = {"segment_0": {"layer_0": {"moe": {"router": {"threshold": np.zeros((2, 2))}}}}}
+    assert stack_bias({}) is None and stack_bias(other) is None
+    assert "bias_mean" not in router_health(stats, {})
 
 
 def test_a_dense_model_has_no_router_health():

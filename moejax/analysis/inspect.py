@@ -1,0 +1,204 @@
+"""``moejax inspect``: what the routers of a run do with its held-out text."""
+
+import json
+import os
+import pathlib
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from moejax.analysis import inspect_figures, measure
+from moejax.analysis.held_out import HeldOut, open_held_out
+from moejax.config import UserError
+from moejax.parallel import MeshConfig, make_mesh
+from moejax.training import run_config, run_dir
+from moejax.training.checkpoints import Checkpointer, CheckpointError
+from moejax.training.manifest import write_whole
+from moejax.training.optimizers import make_optimizer
+from moejax.training.prepare import use_compilation_cache
+from moejax.training.restore import exact_as_auto
+from moejax.training.run_config import RunConfig
+from moejax.training.state import make_init
+
+RESULT, FOLDER = "inspect.json", "inspect"
+
+Say = Callable[[str], None]
+
+
+def inspect(
+    workdir: str,
+    *,
+    step: int | None = None,
+    batches: int = 8,
+    output: str | None = None,
+    say: Say = lambda line: print(line, file=sys.stderr, flush=True),
+) -> dict[str, Any]:
+    """Measures the routers of a run's checkpoints on its held-out text, and draws the figures.
+
+    Args:
+      workdir: the run's folder.
+      step: the checkpoint to look at; None takes the newest good one. How routing came to be what
+        it is at the end (saturation, flips) is measured over all checkpoints either way.
+      batches: held-out batches to run, evenly spread over the text.
+      output: folder for ``inspect.json`` and the figures; None is ``inspect`` in the run's folder.
+      say: takes lines about what goes on.
+
+    Returns:
+      What ``inspect.json`` holds; see ``moejax.analysis.measure.measure``.
+
+    Raises:
+      UserError: no run, a dense model, no such checkpoint, text that is not the run's, or an output
+        that cannot be written. Nothing is written then.
+    """
+    if batches <= 0:
+        raise UserError(f"--batches = {batches}: must be above zero")
+    path, shown = pathlib.Path(workdir), f"--workdir = {workdir!r}"
+    record = _read_run(path, shown)
+    config = exact_as_auto(run_config.from_dict(record["config"]))
+    if not config.model.layers("moe"):
+        raise UserError(
+            f"{shown}: the run's model is dense and has no routers; give a run with a block moe"
+        )
+    folder = _check_output(path / FOLDER if output is None else pathlib.Path(output), output)
+    with Checkpointer(path / run_dir.CHECKPOINTS, config.checkpoint) as checkpoints:
+        steps = _check_steps(checkpoints, step, shown)
+        use_compilation_cache(config.data.cache_path / "xla")
+        held_out = open_held_out(
+            config.data, seq_len=config.train.seq_len,
+            tokenizer_folder=path / run_dir.TOKENIZER, fingerprint=record["data"]["fingerprint"],
+        )  # fmt: skip
+        restore = _restorer(config, checkpoints)
+        with jax.set_mesh(make_mesh(MeshConfig())):
+            result = _measure(config, held_out, restore, steps, step, batches, say)
+    result = {"workdir": str(path), **result}
+    _write(folder, result, output)
+    return {**result, "output": str(folder), "files": sorted(p.name for p in folder.iterdir())}
+
+
+def _read_run(path: pathlib.Path, shown: str) -> dict[str, Any]:
+    if not path.is_dir():
+        raise UserError(f"{shown}: no such folder; give a run's folder")
+    if not (path / run_dir.CONFIG).is_file():
+        raise UserError(f"{shown}: no run is there (no {run_dir.CONFIG}); give a run's folder")
+    return run_dir.read_record(path)
+
+
+def _check_steps(checkpoints: Checkpointer, step: int | None, shown: str) -> list[int]:
+    steps = checkpoints.steps()
+    if not steps:
+        raise UserError(f"{shown}: the run has no checkpoint yet; train on")
+    if step is not None and step not in steps:
+        there = ", ".join(map(str, steps))
+        raise UserError(f"--step = {step}: the run has no such checkpoint; choose from {there}")
+    if step is not None:
+        try:
+            checkpoints.verify(step)
+        except CheckpointError as error:
+            raise UserError(f"--step = {step}: {error}; choose another") from None
+    return steps
+
+
+def _check_output(path: pathlib.Path, flag: str | None) -> pathlib.Path:
+    """The folder for the results: a new one, an empty one, or one that was written here before.
+
+    Raises:
+      UserError: it is a file, holds something else, or cannot be written. Nothing is written here.
+    """
+    path = path.absolute()
+    above = path
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    if not above.is_dir():
+        raise UserError(f"{_output(path, flag)}: {str(above)!r} is a file; give a folder")
+    try:
+        # Permissions do not tell of every file system, so it is tried.
+        os.rmdir(tempfile.mkdtemp(dir=above))
+    except OSError as error:
+        raise _cannot_write(path, flag, error) from None
+    if path.is_dir() and any(path.iterdir()) and not (path / RESULT).is_file():
+        raise UserError(
+            f"{_output(path, flag)}: holds files, but no earlier {RESULT}; give a new or an empty "
+            "folder"
+        )
+    return path
+
+
+def _output(path: pathlib.Path, flag: str | None) -> str:
+    return f"--output = {str(path) if flag is None else flag!r}"
+
+
+def _cannot_write(path: pathlib.Path, flag: str | None, error: OSError) -> UserError:
+    reason = f"cannot be written ({error.strerror}); choose another folder"
+    return UserError(f"{_output(path, flag)}: {reason}")
+
+
+def _restorer(config: RunConfig, checkpoints: Checkpointer) -> Callable[[int], dict[str, Any]]:
+    """From a step to the model's variables on one device; raises CheckpointError."""
+    optimizer = make_optimizer(config.optim, config.train.steps)
+    _, abstract = make_init(config.model, optimizer, make_mesh(MeshConfig()))
+
+    def restore(step: int) -> dict[str, Any]:
+        state = checkpoints.restore(abstract, step).state
+        return {"params": state.params, "router_state": state.router_state}
+
+    return restore
+
+
+def _measure(
+    config: RunConfig, held_out: HeldOut, restore: Callable, steps: list[int], step: int | None,
+    batches: int, say: Say,
+) -> dict[str, Any]:  # fmt: skip
+    """Runs all checkpoints for how routing moved, and measures the chosen one."""
+    train = config.train
+    text = measure.read_text(held_out, train.batch_size // train.micro_batches, batches)
+    say(f"held out    {text.tokens:,} tokens in {len(text.batches)} batches")
+    newest, variables = _newest_good(steps, restore, say)
+    final = seen = measure.run(config.model, variables, text)
+    chosen = newest if step is None else step
+    if chosen != newest:
+        say(f"checkpoint  {chosen}")
+        variables = restore(chosen)
+        seen = measure.run(config.model, variables, text)
+    history = measure.History(final.chosen)
+    # Where no token has experts of its own there is no history to measure.
+    for other in [] if final.chosen is None else [s for s in steps if s < newest]:
+        try:
+            if other != chosen:
+                say(f"checkpoint  {other}")
+            own = seen if other == chosen else measure.run(config.model, restore(other), text)
+        except CheckpointError as error:
+            say(f"left out: {error}")
+            continue
+        history.add(other, own.chosen)
+    history.add(newest, final.chosen)
+    say(f"measuring   checkpoint {chosen}")
+    return {
+        "step": chosen,
+        "checkpoints": steps,
+        **measure.measure(config.model, variables, seen, text, history),
+    }
+
+
+def _newest_good(steps: list[int], restore: Callable, say: Say) -> tuple[int, dict[str, Any]]:
+    for step in reversed(steps):
+        try:
+            say(f"checkpoint  {step}")
+            return step, restore(step)
+        except CheckpointError as error:
+            if step == steps[0]:
+                raise
+            say(f"left out: {error}")
+    raise AssertionError("there is a step at least")
+
+
+def _write(folder: pathlib.Path, result: Mapping[str, Any], flag: str | None) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # First, since it says whose folder this is.
+        write_whole(folder / RESULT, json.dumps(result) + "\n")
+        inspect_figures.draw(result, folder)
+    except OSError as error:
+        raise _cannot_write(folder, flag, error) from None
