@@ -96,12 +96,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _bench_flags(bench: argparse.ArgumentParser) -> None:
-    bench.add_argument("--suite", default="moe", help="moe, model, agreement, attention, ceilings")
+    bench.add_argument("--suite", default="moe", help="moe, model, routers, agreement, attention, "
+                       "ceilings")  # fmt: skip
     bench.add_argument("--shapes", metavar="NAME,NAME", help="or spelled out: T64-D16-F8-E4-K2")
     bench.add_argument("--loads", metavar="LOAD,LOAD", help="balanced, skewed, worst; of a model "
                        "also untrained and recorded")  # fmt: skip
     bench.add_argument("--trace", metavar="FILE", help="loads to replay, a run's metrics.jsonl")
     bench.add_argument("--dispatch", metavar="NAME,NAME", help="all that can run here if left out")
+    bench.add_argument("--routers", metavar="NAME,NAME", help="of --suite=routers; all if left out")
     bench.add_argument("--dtype", help="float32 or bfloat16; by platform if left out")
     bench.add_argument("--seconds", type=float, help="time for each candidate; 1 if left out")
     bench.add_argument("--repeats", type=int, help="so many rounds instead")

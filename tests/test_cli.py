@@ -14,7 +14,14 @@ from moejax import cli
 BAD_SETTINGS = {
     "misspelt field": ("moe.num_expert=4", "moe.num_expert", "did you mean 'num_experts'?"),
     "misspelt block": ("optmi.learning_rate=1.0", "optmi", "did you mean 'optim'?"),
-    "unknown router": ("router.name=deepseek_v4", "router.name", "did you mean 'deepseek_v3'?"),
+    "unknown router": ("router.name=remo", "router.name", "did you mean 'remoe'?"),
+    "leaking router": ("router.name=expert_choice", "router.name", "moe.allow_leak = True"),
+    "rule without a bias": (
+        "router={'name': 'hash', 'bias_rule': 'sign'}",
+        "router.bias_rule",
+        "no selection bias",
+    ),
+    "loss weight below zero": ("router.z_loss_weight=-1", "router.z_loss_weight", "below zero"),
     "unknown router option": ("router.bias_stp=1.0", "router.bias_stp", "'bias_step'"),
     "unknown dispatcher": ("moe.dispatch=block", "moe.dispatch", "did you mean 'blocks'?"),
     "wrong type": ("train.steps=many", "train.steps", "must be an integer"),

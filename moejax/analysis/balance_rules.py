@@ -53,7 +53,8 @@ def trajectory(rule: str, updates: int = UPDATES) -> Float[np.ndarray, " updates
         load = assignment_counts(select(scores, bias, TOP_K), EXPERTS)
         counts = None
         if rule == "quantile":
-            threshold = jax.lax.top_k(scores + bias[None], TOP_K + 1)[0][:, -1:]
+            best = jax.lax.top_k(scores + bias[None], TOP_K + 1)[0]
+            threshold = jnp.min(best, axis=-1, keepdims=True)
             counts = histogram(scores - threshold, every)
         return chosen.update(state, load, counts, TOP_K / EXPERTS), load
 

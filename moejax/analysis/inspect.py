@@ -1,10 +1,8 @@
 """``moejax inspect``: what the routers of a run do with its held-out text."""
 
 import json
-import os
 import pathlib
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +11,7 @@ import jax
 from moejax.analysis import inspect_figures, measure
 from moejax.analysis.held_out import HeldOut, open_held_out
 from moejax.config import UserError
+from moejax.output_folder import check_output_folder
 from moejax.parallel import MeshConfig, make_mesh
 from moejax.training import run_config, run_dir
 from moejax.training.checkpoints import Checkpointer, CheckpointError
@@ -62,7 +61,9 @@ def inspect(
         raise UserError(
             f"{shown}: the run's model is dense and has no routers; give a run with a block moe"
         )
-    folder = _check_output(path / FOLDER if output is None else pathlib.Path(output), output)
+    wanted = path / FOLDER if output is None else pathlib.Path(output)
+    place = f"--output = {str(wanted)!r}"
+    folder = check_output_folder(wanted, RESULT, place)
     with Checkpointer(path / run_dir.CHECKPOINTS, config.checkpoint) as checkpoints:
         steps = _check_steps(checkpoints, step, shown)
         use_compilation_cache(config.data.cache_path / "xla")
@@ -74,7 +75,7 @@ def inspect(
         with jax.set_mesh(make_mesh(MeshConfig())):
             result = _measure(config, held_out, restore, steps, step, batches, say)
     result = {"workdir": str(path), **result}
-    _write(folder, result, output)
+    _write(folder, result, place)
     return {**result, "output": str(folder), "files": sorted(p.name for p in folder.iterdir())}
 
 
@@ -99,40 +100,6 @@ def _check_steps(checkpoints: Checkpointer, step: int | None, shown: str) -> lis
         except CheckpointError as error:
             raise UserError(f"--step = {step}: {error}; choose another") from None
     return steps
-
-
-def _check_output(path: pathlib.Path, flag: str | None) -> pathlib.Path:
-    """The folder for the results: a new one, an empty one, or one that was written here before.
-
-    Raises:
-      UserError: it is a file, holds something else, or cannot be written. Nothing is written here.
-    """
-    path = path.absolute()
-    above = path
-    while not above.exists() and above != above.parent:
-        above = above.parent
-    if not above.is_dir():
-        raise UserError(f"{_output(path, flag)}: {str(above)!r} is a file; give a folder")
-    try:
-        # Permissions do not tell of every file system, so it is tried.
-        os.rmdir(tempfile.mkdtemp(dir=above))
-    except OSError as error:
-        raise _cannot_write(path, flag, error) from None
-    if path.is_dir() and any(path.iterdir()) and not (path / RESULT).is_file():
-        raise UserError(
-            f"{_output(path, flag)}: holds files, but no earlier {RESULT}; give a new or an empty "
-            "folder"
-        )
-    return path
-
-
-def _output(path: pathlib.Path, flag: str | None) -> str:
-    return f"--output = {str(path) if flag is None else flag!r}"
-
-
-def _cannot_write(path: pathlib.Path, flag: str | None, error: OSError) -> UserError:
-    reason = f"cannot be written ({error.strerror}); choose another folder"
-    return UserError(f"{_output(path, flag)}: {reason}")
 
 
 def _restorer(config: RunConfig, checkpoints: Checkpointer) -> Callable[[int], dict[str, Any]]:
@@ -194,11 +161,13 @@ def _newest_good(steps: list[int], restore: Callable, say: Say) -> tuple[int, di
     raise AssertionError("there is a step at least")
 
 
-def _write(folder: pathlib.Path, result: Mapping[str, Any], flag: str | None) -> None:
+def _write(folder: pathlib.Path, result: Mapping[str, Any], place: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # First, since it says whose folder this is.
         write_whole(folder / RESULT, json.dumps(result) + "\n")
         inspect_figures.draw(result, folder)
     except OSError as error:
-        raise _cannot_write(folder, flag, error) from None
+        raise UserError(
+            f"{place}: cannot be written ({error.strerror}); choose another folder"
+        ) from None

@@ -81,6 +81,11 @@ def _run_suite(options: BenchOptions, platform: str, trace: pathlib.Path, report
         from moejax.bench import agreement
 
         return agreement.run(options, report)
+    if options.suite == "routers":
+        from moejax.bench import routers_suite
+
+        names = options.shapes or routers_suite.SHAPES
+        return routers_suite.run(options, [shapes.find_shape(name) for name in names], report)
     if options.suite == "model":
         from moejax.bench import model_suite
 

@@ -3,15 +3,16 @@
 import argparse
 import dataclasses
 import importlib.util
-import os
 import pathlib
-import tempfile
 
 from moejax.bench.loads import LOADS
 from moejax.bench.timing import Budget
-from moejax.config import UserError, nearest
+from moejax.config import ConfigError, UserError, nearest
+from moejax.output_folder import check_output_folder
 
-SUITES = ("moe", "model", "agreement", "attention", "ceilings")
+SUITES = ("moe", "model", "routers", "agreement", "attention", "ceilings")
+# What these measure does not depend on how tokens fall on experts, or fixes it.
+WITHOUT_LOADS = ("routers", "attention", "ceilings")
 DISPATCHERS = ("dense_loop", "capacity", "blocks", "grouped")
 PEERS = ("transformers",)
 DTYPES = ("float32", "bfloat16")
@@ -32,6 +33,7 @@ class BenchOptions:
       loads: how the tokens fall on the experts: ``LOADS``, for models ``MODEL_LOADS``.
       trace: file with loads to replay, for the load ``recorded``.
       dispatch: dispatchers; empty for all that can run here (suite model: ``auto``).
+      routers: routers, for the suite of that name; empty for all of them.
       dtype: compute type; empty for the platform's own.
       budget: how long to measure each candidate.
       seed: of tokens, weights and routing.
@@ -46,6 +48,7 @@ class BenchOptions:
     loads: tuple[str, ...] = LOADS
     trace: str = ""
     dispatch: tuple[str, ...] = ()
+    routers: tuple[str, ...] = ()
     dtype: str = ""
     budget: Budget = Budget()
     seed: int = 0
@@ -71,6 +74,7 @@ def from_arguments(arguments: argparse.Namespace) -> BenchOptions:
         loads=loads or (LOADS if layers else DEFAULT_MODEL_LOADS),
         trace=arguments.trace or "",
         dispatch=_names("--dispatch", arguments.dispatch, dispatchers),
+        routers=_routers(arguments),
         dtype=_known("--dtype", arguments.dtype, DTYPES) if arguments.dtype else "",
         budget=_budget(arguments),
         seed=arguments.seed,
@@ -86,7 +90,7 @@ def from_arguments(arguments: argparse.Namespace) -> BenchOptions:
             f"--trace = {options.trace!r}: goes with --suite=model --loads=recorded; give both"
         )
     for flag in ("loads", "dispatch"):
-        if getattr(arguments, flag) and options.suite in ("attention", "ceilings"):
+        if getattr(arguments, flag) and options.suite in WITHOUT_LOADS:
             raise UserError(f"--{flag}: --suite={options.suite} has none; leave the flag out")
     if options.suite == "agreement" and arguments.loads:
         raise UserError("--loads: --suite=agreement takes all of them; leave the flag out")
@@ -106,6 +110,25 @@ def layer_dispatchers() -> tuple[str, ...]:
     from moejax.moe.grouped_matmul import BACKENDS
 
     return (*DISPATCHERS, *(f"grouped:{name}" for name in BACKENDS))
+
+
+def _routers(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """Routers by name, or by the path of a user's own class.
+
+    Raises:
+      UserError: no such router, or another suite than that of the routers.
+    """
+    from moejax.moe.routers import find
+
+    names = _names("--routers", arguments.routers, None)
+    if names and arguments.suite != "routers":
+        raise UserError("--routers: goes with --suite=routers")
+    for name in names:
+        try:
+            find(name)
+        except ConfigError as error:
+            raise UserError(f"--routers = {name!r}: {error.remedy}") from error
+    return names
 
 
 def check_peer_installed() -> None:
@@ -146,26 +169,4 @@ def _budget(arguments: argparse.Namespace) -> Budget:
 
 
 def _output(folder: str) -> pathlib.Path:
-    """The folder for the results: a new one, an empty one, or one that an earlier run wrote.
-
-    Raises:
-      UserError: it is a file, holds something else, or cannot be written. Nothing is written here.
-    """
-    path, shown = pathlib.Path(folder).absolute(), f"--output = {folder!r}"
-    above = path
-    while not above.exists() and above != above.parent:
-        above = above.parent
-    if not above.is_dir():
-        raise UserError(f"{shown}: {str(above)!r} is a file; give a folder")
-    try:
-        # Permissions do not tell of every file system, so it is tried.
-        os.rmdir(tempfile.mkdtemp(dir=above))
-    except OSError as error:
-        raise UserError(
-            f"{shown}: {str(above)!r} cannot be written ({error.strerror}); choose another folder"
-        ) from None
-    if path.is_dir() and any(path.iterdir()) and not (path / RESULTS).is_file():
-        raise UserError(
-            f"{shown}: holds files, but no earlier {RESULTS}; give a new or an empty folder"
-        )
-    return path
+    return check_output_folder(folder, RESULTS, f"--output = {folder!r}")

@@ -47,6 +47,7 @@ COLUMNS: list[Column] = [
     ("ms", lambda r: format(r["ms"]["median"], ".4g") if "ms" in r else ""),
     _number("TFLOP/s", "flops_per_s", ".3g", 1e-12),
     _number("GB/s", "bytes_per_s", ".4g", 1e-9),
+    _number("of experts", "share_of_experts", ".1%"),
     _number("x dense", "ratio_to_dense", ".2f"),
     _number("MFU", "mfu", ".1%"),
     _number("tokens/s", "tokens_per_s", ",.0f"),

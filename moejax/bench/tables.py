@@ -71,6 +71,14 @@ COLUMNS: dict[str, list[Column]] = {
         ("GB", lambda r: _number(r["program_bytes"], ".2f", 1e-9)),
         ("x peer", lambda r: _number(r["times_faster_than_peer"], ".2f")),
     ],
+    "routers": [
+        ("router", lambda r: r["dispatch"]),
+        *_TIMES,
+        ("of experts", lambda r: _number(r["share_of_experts"], ".1%")),
+        ("bar", lambda r: {True: "under", False: "OVER", None: ""}[r["within_bar"]]),
+        _TEMP,
+        ("run with", lambda r: ", ".join(r["needs"])),
+    ],
     "agreement": [
         ("load", lambda r: r["load"]),
         ("dispatch", lambda r: r["dispatch"]),

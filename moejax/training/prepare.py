@@ -246,10 +246,12 @@ def leaks(moe: MoEConfig | None, choice: Choice | None) -> list[str]:
         return []
     found = []
     if moe.router.leaks:
+        held_out = "which has no causal form, and neither is that of held-out text"
+        if not moe.router.leaks_in_evaluation:
+            held_out = "held-out text is routed by its causal form"
         found.append(
-            f"router {moe.router.name} lets later tokens change earlier ones in training; the "
-            "training loss is not a language model's (held-out text is routed by its causal form, "
-            "where it has one)"
+            f"router {moe.router.name} lets later tokens change earlier ones; the training loss is "
+            f"not a language model's; {held_out}"
         )
     if choice.dispatch == "capacity" and moe.drop_policy in LEAKING_POLICIES:
         found.append(

@@ -62,12 +62,14 @@ class RouterOptions:
     Class attributes:
       leaks: a token's routing in training depends on later tokens; a causal model refuses it
         unless ``moe.allow_leak`` is set.
+      leaks_in_evaluation: there is no causal form, so that evaluation leaks as well.
       carries_logits: the router reads the logits of the MoE layer before its own
         (``RouterInputs.previous_logits``).
       needs_gate_rank: the experts' gate projection has to be a product (``moe.gate_rank``).
     """
 
     leaks: ClassVar[bool] = False
+    leaks_in_evaluation: ClassVar[bool] = False
     carries_logits: ClassVar[bool] = False
     needs_gate_rank: ClassVar[bool] = False
 

@@ -121,7 +121,7 @@ class MixtureOfDepthsRouter(ScoredRouter):
     def predictor(self, x: Float[Array, "B S D"]) -> Float[Array, "B S"]:
         """The logit of a token's being chosen; no gradient into x."""
         width = self.options.width(x.shape[-1])
-        zeros = nn.initializers.zeros_init()
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), (None,))
         first = self.matrix("predictor_in", (x.shape[-1], width), ("embed", None))
         second = self.matrix("predictor_out", (width, 1), (None, None))
         inner = self.param("predictor_in_bias", zeros, (width,), jnp.float32)

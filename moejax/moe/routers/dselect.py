@@ -100,7 +100,7 @@ class DSelectKRouter(ScoredRouter):
             f"{name}_kernel", boxed(("embed", None)), (x.shape[-1], columns), jnp.float32
         )
         return project(x, kernel) + self.param(
-            f"{name}_bias", boxed((None,)), (1, columns), jnp.float32
+            f"{name}_bias", boxed((None, None)), (1, columns), jnp.float32
         )
 
 

@@ -32,6 +32,7 @@ class SoftMoEOptions(RouterOptions):
     """
 
     leaks: ClassVar[bool] = True
+    leaks_in_evaluation: ClassVar[bool] = True
 
     name: str = "soft_moe"
     slots_per_expert: int = 1
@@ -71,7 +72,8 @@ class SoftMoERouter(Router):
         slots, x = self.options.slots_per_expert, inputs.x.astype(jnp.float32)
         count = self.num_experts * slots
         kernel = self.matrix("kernel", (x.shape[-1], count), ("embed", "router_expert"))
-        scale = self.param("scale", nn.initializers.ones_init(), (), jnp.float32)
+        ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ())
+        scale = self.param("scale", ones, (), jnp.float32)
         logits = project(of_length_one(x, -1), of_length_one(kernel, 0) * scale)
         dispatch, combine = mixtures(logits, inputs.valid)
         # An expert's slots stand side by side; rows without a token give its slots to nobody.

@@ -126,7 +126,7 @@ class TopKRouter(ScoredRouter):
     Options: ClassVar[type[TopKOptions]] = TopKOptions
     card: ClassVar[Card] = Card(
         "top-k of softmax, sigmoid or √softplus scores, every choice its own option",
-        "composed of the papers below",
+        "composed of those above",
         "selection bias, by rule",
         "an ablation that changes one choice at a time",
     )
@@ -200,7 +200,8 @@ class TopKRouter(ScoredRouter):
         if self.options.bias_rule != "quantile":
             return {}
         biased = scores + bias[None, :]
-        threshold = jax.lax.top_k(biased, self.top_k + 1)[0][:, -1:]
+        # The least of them, not a slice: that makes XLA on CPUs sort every row.
+        threshold = jnp.min(jax.lax.top_k(biased, self.top_k + 1)[0], axis=-1, keepdims=True)
         return {"score_histogram": histogram(scores - threshold, inputs.valid.reshape(-1))}
 
     def update(self, state: dict[str, Array], stats: dict[str, Array]) -> dict[str, Array]:
