@@ -15,7 +15,7 @@ BAD_SETTINGS = {
     "misspelt field": ("moe.num_expert=4", "moe.num_expert", "did you mean 'num_experts'?"),
     "misspelt block": ("optmi.learning_rate=1.0", "optmi", "did you mean 'optim'?"),
     "unknown router": ("router.name=remo", "router.name", "did you mean 'remoe'?"),
-    "leaking router": ("router.name=expert_choice", "router.name", "moe.allow_leak = True"),
+    "leaking router": ("router={'name': 'expert_choice'}", "router.name", "moe.allow_leak = True"),
     "rule without a bias": (
         "router={'name': 'hash', 'bias_rule': 'sign'}",
         "router.bias_rule",

@@ -6,7 +6,7 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from moejax.config import check, check_not_negative
 from moejax.moe.routers.base import Card, RouterCounts, RouterInputs, Routing, project
@@ -71,14 +71,39 @@ class TopPRouter(ScoredRouter):
         o: TopPOptions = self.options
         logits = self.logits(inputs.x.reshape(-1, inputs.x.shape[-1]))
         p = jax.nn.softmax(logits, axis=-1)
-        gate, expert = jax.lax.top_k(p, o.max_experts or self.num_experts)
-        before = jnp.cumsum(gate, axis=-1) - gate
-        expert = jnp.where((before <= o.top_p).at[:, 0].set(True), expert, self.num_experts)
+        gate, expert = p, jnp.arange(self.num_experts, dtype=jnp.int32)[None, :]
+        if o.max_experts:
+            gate, expert = jax.lax.top_k(p, o.max_experts)
+        kept = fewest(jax.lax.stop_gradient(gate), o.top_p)
+        expert = jnp.where(kept, expert, self.num_experts)
         losses = {}
         if o.entropy_loss_weight:
             entropy = -jnp.sum(p * jax.nn.log_softmax(logits, axis=-1), axis=-1)
             losses["entropy"] = (o.entropy_loss_weight, mean_of_tokens(entropy, inputs))
         return self.decide(inputs, logits, p, expert, gate, losses)
+
+
+def fewest(p: Float[Array, "T N"], total: float) -> Bool[Array, "T N"]:
+    """The fewest of each row that sum to more than ``total``, the largest first; at least one.
+
+    One is among them where the larger ones, and equal ones before it, sum to ``total`` at most.
+    Without sorting: the bits of numbers from 0 up have the numbers' order, so that halving an
+    interval of integers 31 times finds the least that is kept.
+    """
+    bits = jax.lax.bitcast_convert_type(p, jnp.int32)
+    above = lambda least: jnp.sum(jnp.where(bits > least, p, 0.0), axis=-1, keepdims=True)
+
+    def halve(_, ends):
+        low, high = ends
+        middle = low + (high - low) // 2
+        enough = above(middle) <= total
+        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
+
+    high = jnp.max(bits, axis=-1, keepdims=True)
+    least = jax.lax.fori_loop(0, 31, halve, (jnp.zeros_like(high), high))[1]
+    equal = bits == least
+    earlier = jnp.cumsum(equal, axis=-1) - equal
+    return (bits > least) | (equal & (above(least) + earlier * p <= total))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,11 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from moejax.config import ConfigError
 from moejax.moe.routers import adaptive
 from moejax.moe.routers.adaptive import DynMoEOptions, DynMoERouter, TopPOptions, TopPRouter
 from moejax.moe.routers.base import RouterInputs
+
+kept_of = jax.jit(adaptive.fewest)
 
 P = np.array([[[0.5, 0.3, 0.15, 0.05], [0.3, 0.2, 0.35, 0.15], [0.25, 0.25, 0.25, 0.25]]])
 
@@ -24,10 +28,27 @@ def route(x, valid=None, router=TopPRouter, params=None, **options):
 def test_top_p_keeps_the_fewest_experts_that_sum_to_more():
     # Above .4: token 0: .5 alone; token 1: .35 + .3; token 2: .25 + .25, ties by index.
     out = route(np.log(P))
-    np.testing.assert_array_equal(out.expert, [[0, 4, 4, 4], [2, 0, 4, 4], [0, 1, 4, 4]])
-    wanted = [[0.5, 0, 0, 0], [0.35, 0.3, 0, 0], [0.25, 0.25, 0, 0]]
+    np.testing.assert_array_equal(out.expert, [[0, 4, 4, 4], [0, 4, 2, 4], [0, 1, 4, 4]])
+    wanted = [[0.5, 0, 0, 0], [0.3, 0, 0.35, 0], [0.25, 0.25, 0, 0]]
     np.testing.assert_allclose(out.gate, wanted, rtol=1e-5)
     assert float(out.stats["assignments"]) == 5
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.lists(st.lists(st.integers(0, 8), min_size=6, max_size=6), min_size=4, max_size=4),
+    st.integers(0, 64),
+)
+def test_the_fewest_are_those_of_a_sorted_row(rows, total):
+    # Eighths, whose sums are exact; many are equal, and the first of those come first.
+    p, limit = np.array(rows) / 8, total / 8
+    order = np.argsort(-p, axis=1, kind="stable")
+    sorted_ = np.take_along_axis(p, order, 1)
+    kept = np.cumsum(sorted_, axis=1) - sorted_ <= limit
+    wanted = np.zeros(p.shape, bool)
+    np.put_along_axis(wanted, order, kept, 1)
+    got = kept_of(jnp.asarray(p, jnp.float32), jnp.float32(limit))
+    np.testing.assert_array_equal(got, wanted)
 
 
 def test_top_p_at_its_ends_and_with_a_longest_list():
