@@ -283,3 +283,15 @@ def test_experts_that_score_themselves_are_counted():
     counted = count(dataclasses.replace(TINY, moe=moe), 6)
     assert counted.flops_per_token.by_component["router"] == 2 * 128
     assert counted.params.by_component["router"] == 0
+
+
+def test_finer_experts_have_the_same_active_parameters():
+    # K 4 of E 16 experts of width 12, one shared among them: m times finer, mK - m of mE - m are
+    # chosen and m are shared (DeepSeekMoE, arXiv 2401.06066, section 3.1).
+    def active(m):
+        router = router_options({"name": "deepseek_moe"})
+        moe = MoEConfig(16 * m - m, 4 * m - m, 12 // m, num_shared_experts=m, router=router)
+        parts = count(dataclasses.replace(TINY, moe=moe), 6).params.active_by_component
+        return parts["routed_experts"] + parts["shared_experts"]
+
+    assert active(1) == active(2) == active(4) == 2 * 4 * (3 * 4 * 12)
