@@ -28,7 +28,7 @@ class BiasRule:
         ``smebu``: v = (mean - load) / mean, d = step · tanh(2 v) centred, m = momentum · m +
         (1 - momentum) · d, b += m (Trinity, arXiv 2602.17004). ``quantile``: b_j becomes minus the
         (TK/E + 1)-th largest, over the batch's tokens, of a score less the token's (K+1)-th
-        largest biased score; an average with the earlier b by ``momentum``. ``longcat``: b +=
+        largest biased score; an average with the earlier b by ``momentum``, its mean taken off. ``longcat``: b +=
         step · (target share - share), the shares of all assignments (LongCat-Flash, arXiv
         2509.01322, eq. 3).
       step: size of a step; not used by ``quantile``.
@@ -86,6 +86,8 @@ class BiasRule:
             wanted = -quantile_of_histogram(histogram, share)
             seen = jnp.sum(load, axis=-1, keepdims=True) > 0
             mixed = self.momentum * state["bias"] + (1 - self.momentum) * wanted
+            # The same added to all changes no choice, but would drift out of the histogram.
+            mixed = mixed - jnp.mean(mixed, axis=-1, keepdims=True)
             new["bias"] = jnp.where(seen, mixed, state["bias"])
         elif self.name == "longcat":
             new["bias"] = longcat_bias_update(state["bias"], load, target, self.step)

@@ -94,6 +94,12 @@ class MoEConfig:
             "has no shared expert to gate; set moe.num_shared_experts, or leave it False",
         )  # fmt: skip
         check(
+            not self.latent_dim or not self.router.needs_full_width, "moe.latent_dim",
+            self.latent_dim,
+            f"gives experts another space than the one that router {self.router.name} (or its "
+            "coupling loss) shows them; set it to 0",
+        )  # fmt: skip
+        check(
             self.gate_rank > 0 or not self.router.needs_gate_rank, "moe.gate_rank", self.gate_rank,
             f"router {self.router.name} chooses by the experts' low-rank activations; set a rank, "
             "such as a quarter of moe.d_expert",

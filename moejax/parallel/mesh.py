@@ -102,6 +102,7 @@ def check_fits(shape: tuple[int, ...], model: ModelConfig, batch_size: int) -> N
     if model.layers("moe"):
         cut.append(("expert", "moe.num_experts", model.moe.num_experts))
         cut.append(("tensor", "moe.d_expert", model.moe.d_expert))
+        cut.append(("fsdp", "moe.latent_dim", model.moe.latent_dim))
     for axis, field, value in cut:
         if value % size[axis]:
             remedy = f"does not divide {field} = {value}; choose a divisor, or change {field}"

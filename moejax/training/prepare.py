@@ -151,7 +151,7 @@ def grouped_products(
         choice.exchange, rows, seq_len, moe.num_experts, moe.top_k, moe.exchange_factor
     )
     width = moe.d_expert // jax.sharding.get_abstract_mesh().shape["tensor"]
-    layer = Layer(tokens, model.d_model, width, experts, choices)
+    layer = Layer(tokens, moe.latent_dim or model.d_model, width, experts, choices)
     return describe(layer, compute_dtype(model.dtype).name)
 
 

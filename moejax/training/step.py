@@ -44,7 +44,8 @@ class StepMetrics:
       gradient_norm: global norm before clipping.
       learning_rate: what this step used.
       targets: tokens counted in the loss.
-      assignments: tokens that experts computed, all experts and MoE layers added.
+      assignments: tokens that experts computed, all experts and MoE layers added; what capacity
+        dropped is not among them.
       router_stats: sums over the whole batch, by segment and layer.
       router_state: what the routers keep, after the step.
     """
@@ -137,7 +138,8 @@ def make_eval_step(
 
 def _assignments(router_stats: Tree) -> Array:
     layers = [layer for segment in router_stats.values() for layer in segment.values()]
-    return jnp.asarray(sum(jnp.sum(layer["assignments"]) for layer in layers), jnp.float32)
+    computed = [jnp.sum(layer["assignments"] - layer["dropped"]) for layer in layers]
+    return jnp.asarray(sum(computed), jnp.float32)
 
 
 def _loss(

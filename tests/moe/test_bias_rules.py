@@ -10,6 +10,7 @@ import pytest
 from moejax.analysis.balance_rules import SCORES, trajectory
 from moejax.moe import bias_rules
 from moejax.moe.bias_rules import BiasRule
+from moejax.moe.quantiles import histogram
 
 LOAD = jnp.array([5.0, 1.0, 2.0, 0.0])  # mean 2: over, under, at, under
 
@@ -90,3 +91,14 @@ def test_quantile_balances_in_six_updates():
 
 def test_the_centred_rule_does_as_the_sign_rule():
     assert abs(violations("centred")[-1] - violations("sign")[-1]) < 0.02
+
+
+def test_the_quantile_rule_does_not_drift():
+    # All biases moved alike choose the same, so nothing else would hold their mean.
+    rule = BiasRule("quantile", step=0.0, momentum=0.5, stop_step=0)
+    counts = histogram(jnp.asarray(SCORES[:256]), jnp.ones(256, bool))
+    state = rule.initial(32)
+    for _ in range(3):
+        state = rule.update(state, jnp.ones(32), counts, 4 / 32)
+        assert abs(float(state["bias"].mean())) < 1e-6
+    assert np.ptp(state["bias"]) > 0.1

@@ -78,3 +78,17 @@ def test_router_options_by_name():
 def test_a_wrong_router_block_is_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         MoEConfig(8, 2, 16, router=router_options(values))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": "default_vector"},
+        {"name": "autonomy"},
+        {"name": "top_k", "coupling_loss_weight": 1},
+    ],
+)
+def test_a_latent_space_is_refused_where_the_router_shows_experts_its_own(options):
+    # Of the model's own width, too: the space is another one.
+    with pytest.raises(ConfigError, match=r"moe.latent_dim = 16: gives experts another space"):
+        MoEConfig(8, 2, 16, latent_dim=16, gate_rank=4, router=router_options(options))

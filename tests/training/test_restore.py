@@ -3,7 +3,7 @@
 import pytest
 
 from moejax.training import run_config
-from moejax.training.restore import _exact_as_auto
+from moejax.training.restore import exact_as_auto
 from moejax.training.run_config import differences
 
 
@@ -22,7 +22,7 @@ def config(**moe):
 )
 def test_what_drops_nothing_is_computed_by_what_runs_here(dispatch, restored):
     before = config(dispatch=dispatch, exchange="ragged_all_to_all")
-    after = _exact_as_auto(before)
+    after = exact_as_auto(before)
     assert after.model.moe.dispatch == restored and after.model.moe.exchange == "auto"
     changed = differences(before.to_dict(), after.to_dict())
     assert all(line.startswith("moe.dispatch") for line in changed)

@@ -156,6 +156,13 @@ def test_micro_batches_equal_one_batch_and_move_the_bias_once():
     tiny.assert_trees_close(counted_stats(halves), counted_stats(whole), 1e-5)
 
 
+def test_what_capacity_drops_is_not_among_the_computed():
+    metrics = run(model="capacity")[1]
+    layer = metrics.router_stats["segment_0"]["layer_0"]
+    assert float(layer["dropped"].sum()) > 0
+    assert float(metrics.assignments) == float((layer["assignments"] - layer["dropped"]).sum())
+
+
 def test_experts_without_matrices_count_in_the_load_of_earlier_micro_batches():
     config = tiny.moe_config("longcat", options={"global_loss_weight": 1.0}, **LAYERS)
     _, state = make_init(config, OPTIMIZER, make_mesh(MESHES["one device"]))

@@ -25,6 +25,10 @@ class AutonomyOptions(LossOptions):
     name: str = "autonomy"
     balance_loss_weight: float = 0.01
 
+    @property
+    def needs_full_width(self) -> bool:
+        return True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_no_kernel_losses(self)

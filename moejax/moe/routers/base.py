@@ -75,6 +75,11 @@ class RouterOptions:
 
     name: str = ""
 
+    @property
+    def needs_full_width(self) -> bool:
+        """Whether the router shows the experts what it sees itself: no ``moe.latent_dim`` then."""
+        return False
+
     def check(self, num_experts: int, top_k: int) -> None:
         """Raises ConfigError where the options do not fit the number of experts or top-k."""
 
@@ -249,7 +254,8 @@ class Router(nn.Module):
                 aux_loss += weight * value
                 measured[f"loss_{name}"] = jax.lax.stop_gradient(value) * measured["tokens"]
         if layer_weights:
-            aux_loss *= jnp.asarray(layer_weights, jnp.float32)[inputs.layer]
+            layer = 0 if inputs.layer is None else inputs.layer
+            aux_loss *= jnp.asarray(layer_weights, jnp.float32)[layer]
         carried = jnp.where(inputs.valid[..., None], logits.reshape(*inputs.valid.shape, -1), 0.0)
         return Routing(expert, gate, aux_loss, {**measured, **(stats or {})}, rows, bypass, carried)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from moejax.config import check_not_negative, check_positive
+from moejax.config import check, check_not_negative, check_positive
 from moejax.moe.routers.base import Card, RouterCounts, RouterInputs, Routing, project
 from moejax.moe.routers.losses import LossOptions, ScoredRouter
 from moejax.moe.routers.top_k import gates
@@ -33,6 +33,11 @@ class XMoEOptions(LossOptions):
         super().__post_init__()
         check_not_negative("router", self, "router_dim")
         check_positive("router", self, "temperature")
+        check(
+            not self.coupling_loss_weight, "router.coupling_loss_weight",
+            self.coupling_loss_weight,
+            "couples router columns of the model's width, which x_moe's are not; set it to 0",
+        )  # fmt: skip
 
     def width(self, num_experts: int) -> int:
         """The dimension of the hypersphere's space."""

@@ -26,6 +26,10 @@ class DefaultVectorOptions(LossOptions):
     decay: float = 0.9
     balance_loss_weight: float = 0.01
 
+    @property
+    def needs_full_width(self) -> bool:
+        return True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check(

@@ -47,6 +47,10 @@ class LossOptions(RouterOptions):
     coupling_alpha: float = 1.0
     layer_weights: tuple[float, ...] = ()
 
+    @property
+    def needs_full_width(self) -> bool:
+        return self.coupling_loss_weight > 0
+
     def __post_init__(self) -> None:
         weights = [f.name for f in dataclasses.fields(self) if f.name.endswith("_loss_weight")]
         check_not_negative("router", self, *weights)

@@ -187,14 +187,14 @@ class LongCatOptions(TopKOptions):
         )  # fmt: skip
 
     def check(self, num_experts: int, top_k: int) -> None:
+        check(
+            num_experts > 1 or self.num_zero_experts > 0, "router.num_zero_experts", 0,
+            "leaves no identity expert beside moe.num_experts = 1; set at least one",
+        )  # fmt: skip
         super().check(num_experts, top_k)
         check(
             self.mean_experts <= top_k, "router.mean_experts", self.mean_experts,
             f"is above moe.top_k = {top_k}, which counts all choices; choose less",
-        )  # fmt: skip
-        check(
-            num_experts > 1 or self.num_zero_experts > 0, "router.num_zero_experts", 0,
-            "leaves no identity expert beside moe.num_experts = 1; set at least one",
         )  # fmt: skip
 
     def num_choices(self, num_experts: int) -> int:
