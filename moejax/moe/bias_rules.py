@@ -29,8 +29,8 @@ class BiasRule:
         (1 - momentum) · d, b += m (Trinity, arXiv 2602.17004). ``quantile``: b_j becomes minus the
         (TK/E + 1)-th largest, over the batch's tokens, of a score less the token's (K+1)-th
         largest biased score; an average with the earlier b by ``momentum``, its mean taken off.
-        ``longcat``: b += step · (target share - share), the shares of all assignments (LongCat-Flash, arXiv
-        2509.01322, eq. 3).
+        ``longcat``: b += step · (target share - share), the shares of all assignments
+        (LongCat-Flash, arXiv 2509.01322, eq. 3).
       step: size of a step; not used by ``quantile``.
       momentum: share of the past that ``smebu`` and ``quantile`` keep.
       stop_step: optimizer steps after which b stays as it is; 0 means never. DeepSeek-V3 stops for
