@@ -12,8 +12,11 @@ def load_fractions(
 
     Indices of E and above are no assignments. Rows without one give zeros. Not differentiable.
     """
-    one_hot = jax.nn.one_hot(expert, num_experts, dtype=jnp.float32).sum(axis=-2)
-    counts = jnp.sum(one_hot * valid[..., None], axis=-2)
+    # Counted, not summed over one-hot vectors: a list may be as wide as there are experts.
+    seen = jnp.where(valid[..., None], expert, num_experts)
+    rows = jnp.minimum(seen, num_experts).reshape(-1, expert.shape[-2] * expert.shape[-1])
+    counts = jax.vmap(lambda row: jnp.bincount(row, length=num_experts + 1)[:num_experts])(rows)
+    counts = counts.reshape(*expert.shape[:-2], num_experts).astype(jnp.float32)
     total = jnp.sum(counts, axis=-1, keepdims=True)
     return jax.lax.stop_gradient(counts / jnp.maximum(total, 1))
 

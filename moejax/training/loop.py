@@ -53,6 +53,7 @@ class Run:
         self._baselines = baselines(setup.dataset)
         self.rate = 0.0  # tokens per second of training, over the last logged interval
         self.mfu = 0.0
+        self._step_flops = 0.0  # of the last step that was read
         self._mark = (0.0, 0, 0.0)
         self._failed_saves: list[str] = []
         self.checkpoints = Checkpointer(
@@ -183,7 +184,9 @@ class Run:
         if self.stop.name is not None:
             return "interrupted", f"{self.stop.name}: stopping after step {self.step}"
         ledger, train = self.ledger, self.config.train
-        ahead = train.batch_size * train.seq_len * self.setup.billing.flops_per_token * in_flight
+        # The step in flight is expected to cost what its config says, or the last one if more.
+        planned = train.batch_size * train.seq_len * self.setup.billing.flops_per_token
+        ahead = max(planned, self._step_flops) * in_flight
         spent = self.config.budget.exceeded(
             ledger.total_dollars, ledger.total_flops + ahead, ledger.total_hours
         )
@@ -207,6 +210,7 @@ class Run:
         tokens = int(fetched.targets)
         self.tokens += tokens
         flops = billing.model_flops(tokens, float(fetched.assignments))
+        self._step_flops = flops
         self.ledger.add(tokens=tokens, model_flops=flops, steps=1)
         self.loss = float(fetched.loss)
         if not (math.isfinite(self.loss) and math.isfinite(fetched.gradient_norm)):

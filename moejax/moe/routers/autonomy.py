@@ -52,7 +52,7 @@ class AutonomyRouter(ScoredRouter):
     section 2; the balance loss is Switch's.
 
     Raises:
-      ConfigError: experts without a rank, or of another width than the tokens.
+      ConfigError: experts without a rank.
     """
 
     Options: ClassVar = AutonomyOptions
@@ -66,11 +66,6 @@ class AutonomyRouter(ScoredRouter):
         x = inputs.x.reshape(-1, inputs.x.shape[-1])
         first = inputs.experts.low_rank if inputs.experts else None
         check(first is not None, "moe.gate_rank", 0, "gives experts no low-rank part; set a rank")
-        check(
-            first.shape[1] == x.shape[-1], "moe.latent_dim", first.shape[1],
-            f"gives experts another width than the tokens that router {self.options.name} shows "
-            "them; set it to 0",
-        )  # fmt: skip
         norms = activation_norms(x, first)
         p = jax.nn.softmax(norms, axis=-1)
         gate, expert = jax.lax.top_k(p, self.top_k)

@@ -58,9 +58,6 @@ class DefaultVectorRouter(ScoredRouter):
     Source: Dense backpropagation for sparse MoE (arXiv 2504.12463). Read in
     summaries and a reimplementation, not in the paper itself. The weight of its balance loss was
     not found; 0.01 is the usual one.
-
-    Raises:
-      ConfigError: experts of another width than the tokens.
     """
 
     Options: ClassVar = DefaultVectorOptions
@@ -73,12 +70,6 @@ class DefaultVectorRouter(ScoredRouter):
     def __call__(self, inputs: RouterInputs) -> Routing:
         width = inputs.x.shape[-1]
         x = inputs.x.reshape(-1, width)
-        experts = inputs.experts.weights.gate_up.shape[1] if inputs.experts else width
-        check(
-            experts == width, "moe.latent_dim", experts,
-            f"gives experts another width than the tokens, so that router {self.options.name} "
-            "cannot stand in for them; set it to 0",
-        )  # fmt: skip
         empty = jnp.zeros((self.num_experts, width), jnp.float32)
         default = self.variable("router_state", "default", lambda: empty).value
         logits = self.logits(x)

@@ -185,6 +185,7 @@ class ExpertThresholdRouter(Router):
         return jnp.zeros(scores.shape, bool).at[token, chosen].set(True)
 
     def update(self, state: dict[str, Array], stats: dict[str, Array]) -> dict[str, Array]:
+        """Thresholds moved towards the batch's quantiles; a step without a token moves nothing."""
         decay, updates = self.options.decay, state["updates"] + 1
         found = quantile_of_histogram(stats["score_histogram"], self.top_k / self.num_experts)
         # An average from zero, over the sum of its weights, is the same as these steps.

@@ -109,6 +109,7 @@ class HashRouter(FixedRouter):
     )  # fmt: skip
 
     def choose(self, inputs: RouterInputs) -> Int[Array, "T K"]:
+        """The experts of each token's id; raises ValueError without ids."""
         if inputs.tokens is None:
             raise ValueError("router hash chooses by token ids: set RouterInputs.tokens")
         token = inputs.tokens.reshape(-1).astype(jnp.uint32)

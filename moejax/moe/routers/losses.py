@@ -117,11 +117,6 @@ class ScoredRouter(Router):
         """The experts' answers to the router's columns; see ``moejax.moe.coupling``."""
         kernel = nn.meta.unbox(self.get_variable("params", "kernel"))
         gate = inputs.experts.weights.gate_up[:, :, 0]
-        check(
-            len(kernel) == gate.shape[1], "moe.latent_dim", gate.shape[1],
-            "gives experts another width than the router's columns have; set it to 0, or "
-            "router.coupling_loss_weight to 0",
-        )  # fmt: skip
         noise = self.make_rng("router") if inputs.train else None
         kernel = kernel[:, : self.num_experts]
         return coupling_loss(kernel, gate, self.options.coupling_alpha, noise)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
+from moejax.config import ConfigError
 from moejax.moe import MoEConfig
 from moejax.moe.layer import MoELayer
 from moejax.moe.routers import REGISTRY, RouterInputs
@@ -58,8 +59,10 @@ def test_every_router_with_state_is_here():
             try:
                 config = MoEConfig(EXPERTS, top_k, 8, router=options, **needs)
                 break
-            except Exception:
+            except ConfigError:
                 continue
+        else:
+            pytest.fail(f"{name} takes neither two experts a token nor one")
         inputs = RouterInputs(
             jnp.ones((1, 4, WIDTH)), jnp.ones((1, 4), bool), jnp.ones((1, 4), jnp.int32)
         )
