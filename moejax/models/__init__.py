@@ -1,6 +1,7 @@
 """Decoder-only transformers, dense and Mixture-of-Experts."""
 
-from moejax.models.model_config import AttentionConfig, ModelConfig
+from moejax.models.attention_config import AttentionConfig, RopeConfig
+from moejax.models.model_config import ModelConfig
 from moejax.models.transformer import (
     LossOutput,
     Output,
@@ -14,6 +15,7 @@ __all__ = [
     "LossOutput",
     "ModelConfig",
     "Output",
+    "RopeConfig",
     "Transformer",
     "init_cache",
     "update_router_state",

@@ -4,49 +4,13 @@ import dataclasses
 from typing import Literal
 
 from moejax.config import check, check_not_negative, check_positive, nearest
+from moejax.models.attention_config import AttentionConfig
 from moejax.moe.moe_config import MoEConfig
 
-LAYER_KINDS = ("dense", "moe")
+# A layer's kind names its feed-forward, and whether its attention has a window.
+LAYER_KINDS = ("dense", "moe", "dense_window", "moe_window")
 
 Segment = tuple[tuple[str, ...], int]
-
-
-@dataclasses.dataclass(frozen=True)
-class AttentionConfig:
-    """Options of grouped-query attention (block ``model.attention``).
-
-    Attributes:
-      num_heads: query heads, H.
-      num_kv_heads: key/value heads, N; 0 means as many as query heads.
-      head_dim: width of a head; 0 means d_model / num_heads.
-      rope_theta: base of the rotary position embedding.
-      implementation: ``auto`` is cuDNN on a GPU in bfloat16 and XLA elsewhere; XLA on a CPU runs
-        ``moejax.models.causal_attention``, elsewhere ``jax.nn.dot_product_attention``.
-    """
-
-    num_heads: int = 8
-    num_kv_heads: int = 0
-    head_dim: int = 0
-    rope_theta: float = 10_000.0
-    implementation: Literal["auto", "xla", "cudnn"] = "auto"
-
-    def __post_init__(self) -> None:
-        check_positive("model.attention", self, "num_heads", "rope_theta")
-        check_not_negative("model.attention", self, "num_kv_heads", "head_dim")
-        check(
-            self.num_heads % self.kv_heads == 0,
-            "model.attention.num_kv_heads", self.num_kv_heads,
-            f"does not divide model.attention.num_heads = {self.num_heads}; choose a divisor",
-        )  # fmt: skip
-        check(
-            self.head_dim % 2 == 0, "model.attention.head_dim", self.head_dim,
-            "is odd, but rotary embeddings turn pairs; choose an even width",
-        )  # fmt: skip
-
-    @property
-    def kv_heads(self) -> int:
-        """Key/value heads, the default resolved."""
-        return self.num_kv_heads or self.num_heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +25,10 @@ class ModelConfig:
         (top_k + num_shared_experts) · d_expert, or 4 · d_model without MoE.
       first_k_dense: dense layers before the MoE layers; without ``moe`` every layer is dense.
       segments: layers spelled out instead, as (kinds of layer, repeats): ``((("dense",), 1),
-        (("dense", "moe"), 13))`` is one dense layer, then dense and MoE by turns.
+        (("dense", "moe"), 13))`` is one dense layer, then dense and MoE by turns. The attention of
+        a ``dense_window`` or ``moe_window`` layer sees ``attention.window`` positions.
+      mtp_depth: multi-token-prediction modules, each predicting one token further (DeepSeek-V3,
+        arXiv 2412.19437, section 2.2).
       attention: options of attention.
       tie_embeddings: the head is the embedding's transpose.
       embedding_multiplier: factor on the embeddings as the layers see them; a tied embedding,
@@ -82,6 +49,7 @@ class ModelConfig:
     d_ff: int = 0
     first_k_dense: int = 0
     segments: tuple[Segment, ...] = ()
+    mtp_depth: int = 0
     attention: AttentionConfig = AttentionConfig()
     tie_embeddings: bool = True
     embedding_multiplier: float = 1.0
@@ -96,17 +64,23 @@ class ModelConfig:
         check_positive(
             "model", self, "vocab_size", "d_model", "num_layers", "norm_eps", "embedding_multiplier"
         )
-        check_not_negative("model", self, "d_ff", "first_k_dense", "loss_chunk", "init_std")
+        check_not_negative(
+            "model", self, "d_ff", "first_k_dense", "loss_chunk", "init_std", "mtp_depth"
+        )
         heads = self.attention.num_heads
         check(
-            self.attention.head_dim > 0 or self.d_model % heads == 0,
+            self.attention.kind == "mla"
+            or self.attention.head_dim > 0
+            or self.d_model % heads == 0,
             "model.attention.num_heads", heads,
             f"does not divide model.d_model = {self.d_model}; choose a divisor, or set "
             "model.attention.head_dim",
         )  # fmt: skip
         check(
-            self.head_dim % 2 == 0, "model.attention.head_dim", self.head_dim,
-            "is odd, but rotary embeddings turn pairs; choose heads of an even width",
+            self.attention.kind == "mla" or self.attention.rotary_dim(self.head_dim) % 2 == 0,
+            "model.attention.head_dim", self.head_dim,
+            "leaves an odd number of channels to turn, but rotary embeddings turn pairs; choose "
+            "heads of an even width",
         )  # fmt: skip
         self._check_segments()
 
@@ -127,9 +101,14 @@ class ModelConfig:
             f"holds {layers} layers, but model.num_layers = {self.num_layers}; make them agree",
         )  # fmt: skip
         check(
-            self.moe is not None or not any("moe" in kinds for kinds, _ in self.segments),
+            self.moe is not None or not self.layers("moe"),
             "model.segments", self.segments,
             "has MoE layers, but the config has no block moe; add one",
+        )  # fmt: skip
+        check(
+            self.attention.window > 0 or not self.layers("window"),
+            "model.attention.window", self.attention.window,
+            "has to be set, since model.segments has layers with a window",
         )  # fmt: skip
         weights = getattr(self.moe and self.moe.router, "layer_weights", ())
         check(
@@ -152,7 +131,9 @@ class ModelConfig:
 
     @property
     def head_dim(self) -> int:
-        """Width of an attention head, the default resolved."""
+        """Width of a query or key head, the default resolved."""
+        if self.attention.kind == "mla":
+            return self.attention.nope_head_dim + self.attention.rope_head_dim
         return self.attention.head_dim or self.d_model // self.attention.num_heads
 
     @property
@@ -165,5 +146,8 @@ class ModelConfig:
         return (self.moe.top_k + self.moe.num_shared_experts) * self.moe.d_expert
 
     def layers(self, kind: str) -> int:
-        """How many layers of a kind the model has."""
-        return sum(kinds.count(kind) * repeats for kinds, repeats in self.layout)
+        """How many layers are ``dense`` or ``moe``, or have a ``window``; without MTP modules."""
+        return sum(
+            sum(kind in layer.split("_") for layer in kinds) * repeats
+            for kinds, repeats in self.layout
+        )

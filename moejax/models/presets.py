@@ -9,7 +9,8 @@ which today's attention does not, so they are left out.
 Sources: arXiv 2407.21783 (Llama 3.1), 2401.04088 (Mixtral), 2401.06066 (DeepSeekMoE).
 """
 
-from moejax.models.model_config import AttentionConfig, ModelConfig
+from moejax.models.attention_config import AttentionConfig
+from moejax.models.model_config import ModelConfig
 from moejax.moe.moe_config import MoEConfig
 from moejax.moe.routers.published import DeepSeekMoEOptions, MixtralOptions
 

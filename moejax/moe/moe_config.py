@@ -47,6 +47,9 @@ class MoEConfig:
         arXiv 2601.18089); 0 means none.
       gate_rank: the experts' gate projection is a product of two factors of this rank (autonomy of
         experts, arXiv 2501.13074); 0 means one full matrix.
+      activation: of routed experts: ``swiglu``, or ``clamped_swiglu``, gpt-oss's: gate at most 7,
+        up from -7 to 7, gate · sigmoid(1.702 · gate) · (up + 1).
+      expert_bias: routed experts have biases (gpt-oss).
       shared_gate: the shared experts' output is multiplied by a sigmoid of the token (Qwen2-MoE).
       router: options of the router.
     """
@@ -65,6 +68,8 @@ class MoEConfig:
     devices_per_node: int = 8
     latent_dim: int = 0
     gate_rank: int = 0
+    activation: Literal["swiglu", "clamped_swiglu"] = "swiglu"
+    expert_bias: bool = False
     shared_gate: bool = False
     router: RouterOptions = dataclasses.field(default_factory=DeepSeekV3Options)
 
