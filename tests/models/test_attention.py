@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import tiny
 
-from moejax.models.attention import GroupedQueryAttention, attention_mask, implementation
+from moejax.models.attend import implementation
+from moejax.models.attention import GroupedQueryAttention, attention_mask
 
 
 def test_documents_see_their_own_past():
