@@ -177,9 +177,7 @@ def test_softmax_scales_of_yarn():
 
 def test_gates_as_their_checkpoints_want_them():
     router = lambda name: PRESETS[name].moe.router
-    renormalised = {
-        name for name in PRESETS if PRESETS[name].moe and router(name).normalize_gates
-    }
+    renormalised = {name for name in PRESETS if PRESETS[name].moe and router(name).normalize_gates}
     assert renormalised == {
         "deepseek_r1", "deepseek_r1_zero", "deepseek_v3", "glm4_5", "glm4_5_air", "gpt_oss_120b",
         "gpt_oss_20b", "kimi_k2", "mixtral_8x7b", "qwen3_235b_a22b", "qwen3_30b_a3b",

@@ -1,9 +1,9 @@
 """Published models as plain values of ModelConfig, one file a family, and a lookup by name.
 
 Every field that decides a parameter, a FLOP, a cache byte or a logit is the released checkpoint's
-own: the values of its ``config.json``, not a class's defaults. What cannot be read there, losses and
-initial deviations, is the paper's; where neither says it, the file says so. Contexts are those of the
-release, so the rotary embedding is the one after context extension.
+own: the values of its ``config.json``, not a class's defaults. What cannot be read there, losses
+and initial deviations, is the paper's; where neither says it, the file says so. Contexts are those
+of the release, so the rotary embedding is the one after context extension.
 
 Each file names its sources. "Copy of the config" means that the released ``config.json`` was read
 as it is kept in a public repository (NVIDIA's aiconfigurator keeps many), "hub" that the values

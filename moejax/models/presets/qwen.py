@@ -1,11 +1,11 @@
 """Qwen1.5-MoE, Qwen2-57B-A14B, Qwen2.5-72B, and Qwen3, dense and MoE.
 
-Sources: arXiv 2407.10671 (Qwen2, table 1), 2412.15115 (Qwen2.5), 2505.09388 (Qwen3, tables 1 and 2);
-copies of the configs of Qwen3-0.6B, 1.7B, 8B, 32B, 30B-A3B and 235B-A22B and of Qwen1.5-MoE's;
+Sources: arXiv 2407.10671 (Qwen2, table 1), 2412.15115 (Qwen2.5), 2505.09388 (Qwen3, tables 1 and
+2); copies of the configs of Qwen3-0.6B, 1.7B, 8B, 32B, 30B-A3B and 235B-A22B and of Qwen1.5-MoE's;
 Qwen2-57B-A14B's shapes from a listing of its modules; Qwen3-4B, 14B and Qwen2.5-72B from the hub.
-Qwen2 has biases on queries, keys and values, Qwen3 normalises queries and keys of each head instead.
-Qwen3's report names the balance loss over the global batch but not its weight: the configs' 0.001
-stands here. The contexts beyond 32,768 positions that YaRN gives at serving time are not set.
+Qwen2 has biases on queries, keys and values, Qwen3 normalises queries and keys of each head
+instead. Qwen3's report names the balance loss over the global batch but not its weight: the
+configs' 0.001 stands here. The longer contexts that YaRN gives at serving time are not set.
 """
 
 from moejax.models.attention_config import AttentionConfig
