@@ -13,6 +13,11 @@ LAYER_KINDS = ("dense", "moe", "dense_window", "moe_window")
 Segment = tuple[tuple[str, ...], int]
 
 
+def is_moe(kind: str) -> bool:
+    """Whether a layer of that kind has experts."""
+    return "moe" in kind.split("_")
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Options of a decoder-only transformer.
@@ -144,6 +149,11 @@ class ModelConfig:
         if self.moe is None:
             return 4 * self.d_model
         return (self.moe.top_k + self.moe.num_shared_experts) * self.moe.d_expert
+
+    @property
+    def mtp_kind(self) -> str:
+        """Kind of the layer of every MTP module: that of the model's last layer."""
+        return self.layout[-1][0][-1]
 
     def layers(self, kind: str) -> int:
         """How many layers are ``dense`` or ``moe``, or have a ``window``; without MTP modules."""
