@@ -6,12 +6,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from moejax.models.attention import GroupedQueryAttention, KeyValueCache, attention_mask
+from moejax.models.attention import (
+    GroupedQueryAttention,
+    KeyValueCache,
+    Masks,
+    attention_mask,
+    cached_mask,
+)
 from moejax.models.layers import RMSNorm, compute_dtype
 from moejax.models.loss import chunked_cross_entropy, chunked_cross_entropy_and_guess
-from moejax.models.model_config import ModelConfig, is_moe
+from moejax.models.mla import LatentCache, MultiHeadLatentAttention
+from moejax.models.model_config import ModelConfig, has_window, is_moe
 from moejax.models.mtp import Ahead, AheadSums, PredictionModule, counted_segments, shift
 from moejax.moe.experts import SwiGLU
 from moejax.moe.layer import MoELayer
@@ -19,6 +26,7 @@ from moejax.moe.routers import RouterInputs
 
 Stats = dict[str, Any]
 Caches = dict[str, Any]
+LayerCache = KeyValueCache | LatentCache
 
 
 @struct.dataclass
@@ -30,7 +38,7 @@ class Output:
       hidden: final, normalised hidden states.
       aux_loss: weighted auxiliary losses, summed over MoE layers: add it to the loss.
       router_stats: sums over tokens, by segment and layer; leaves have a leading axis of repeats.
-      cache: keys and values after the call, if a cache was given.
+      cache: what attention keeps, after the call, if a cache was given.
     """
 
     logits: Float[Array, "B S V"] | None
@@ -82,13 +90,13 @@ class Layer(nn.Module):
         self,
         carry: Carry,
         tokens: RouterInputs,
-        mask: Bool[Array, "..."],
-        cache: KeyValueCache | None,
-    ) -> tuple[Carry, Stats, KeyValueCache | None]:
+        masks: Masks,
+        cache: LayerCache | None,
+    ) -> tuple[Carry, Stats, LayerCache | None]:
         config, x = self.config, carry.x
         norm = lambda name: RMSNorm(config.norm_eps, name=name)
-        attention = GroupedQueryAttention(config, name="attention")
-        mixed, cache = attention(norm("attention_norm")(x), tokens.positions, mask, cache)
+        inner = norm("attention_norm")(x)
+        mixed, cache = self._attention(inner, tokens.positions, masks, cache)
         x = nn.with_logical_constraint(x + mixed, ("batch", "length", "embed_act"))
         inner, stats = norm("ffn_norm")(x), {}
         if is_moe(self.kind):
@@ -104,6 +112,17 @@ class Layer(nn.Module):
         x = nn.with_logical_constraint(x + y, ("batch", "length", "embed_act"))
         return carry.replace(x=x), stats, cache
 
+    def _attention(self, x, positions, masks, cache):
+        """By the kind that the config names, under the mask of this layer."""
+        config = self.config
+        if config.attention.kind == "mla":
+            attention = MultiHeadLatentAttention(config, name="attention")
+            return attention(x, positions, masks.full, cache)
+        window = config.attention.window if has_window(self.kind) else 0
+        mask = masks.window if window else masks.full
+        attention = GroupedQueryAttention(config, window, name="attention")
+        return attention(x, positions, mask, cache)
+
 
 class Pattern(nn.Module):
     """The layers that a segment repeats: the body of its scan."""
@@ -112,13 +131,13 @@ class Pattern(nn.Module):
     kinds: tuple[str, ...]
 
     @nn.compact
-    def __call__(self, carry, caches, tokens, mask):
+    def __call__(self, carry, caches, tokens, masks):
         stats, new_caches = {}, {}
         for i, kind in enumerate(self.kinds):
             name = f"layer_{i}"
             layer = Layer(self.config, kind, name=name)
             cache = None if caches is None else caches[name]
-            carry, layer_stats, cache = layer(carry, tokens, mask, cache)
+            carry, layer_stats, cache = layer(carry, tokens, masks, cache)
             if layer_stats:
                 stats[name] = layer_stats
             new_caches[name] = cache
@@ -201,7 +220,7 @@ class Transformer(nn.Module):
         start = jnp.zeros((), jnp.int32) if cache is None else cache["index"]
         if positions is None:
             positions = jnp.broadcast_to(start + jnp.arange(length)[None], (batch, length))
-        mask = _mask(segment_ids, length, start, cache)
+        masks = make_masks(self.config, segment_ids, length, cache)
         valid = jnp.ones(tokens.shape, bool) if segment_ids is None else segment_ids > 0
         x = self._embed(tokens)
         inputs = RouterInputs(None, valid, tokens, positions, segment_ids, train=train)
@@ -210,7 +229,7 @@ class Transformer(nn.Module):
         for i in range(len(self.config.layout)):
             name = f"segment_{i}"
             caches = None if cache is None else cache[name]
-            carry, (segment_stats, caches) = getattr(self, name)(carry, caches, inputs, mask)
+            carry, (segment_stats, caches) = getattr(self, name)(carry, caches, inputs, masks)
             if segment_stats:
                 stats[name] = segment_stats
             if cache is not None:
@@ -254,8 +273,8 @@ class Transformer(nn.Module):
         for k in range(self.config.mtp_depth):
             segments, following = counted_segments(segment_ids, k), shift(targets, k)
             inputs = RouterInputs(None, segments > 0, following, positions, segments, train=train)
-            mask = _mask(segments, targets.shape[1])
-            hidden, more, layer_stats, _ = self._module(k, hidden, inputs, mask, None)
+            masks = make_masks(self.config, segments, targets.shape[1], None)
+            hidden, more, layer_stats, _ = self._module(k, hidden, inputs, masks, None)
             aux_loss += more
             if layer_stats:
                 stats[f"mtp_{k}_layer"] = layer_stats
@@ -263,14 +282,14 @@ class Transformer(nn.Module):
         output = output.replace(aux_loss=aux_loss, router_stats=stats)
         return output, Ahead(*map(jnp.stack, zip(*found, strict=True))) if found else None
 
-    def _module(self, k, hidden, inputs, mask, caches):
+    def _module(self, k, hidden, inputs, masks, caches):
         """One MTP module: its hidden states, auxiliary losses, statistics and caches."""
         module, layer = getattr(self, f"mtp_{k}"), getattr(self, f"mtp_{k}_layer")
         x = module.enter(hidden, self._embed(inputs.tokens))
         x = nn.with_logical_constraint(x, ("batch", "length", "embed_act"))
         number = jnp.asarray(self.config.layers("moe") + k, jnp.int32)
         carry = self._carry(x).replace(layer=number)
-        carry, (stats, caches) = layer(carry, caches, inputs, mask)
+        carry, (stats, caches) = layer(carry, caches, inputs, masks)
         return module.leave(carry.x), carry.aux_loss, stats, caches
 
     def draft(
@@ -294,8 +313,8 @@ class Transformer(nn.Module):
         name, start, length = f"mtp_{k}_layer", cache[f"mtp_{k}"], following.shape[1]
         positions = jnp.broadcast_to(start + jnp.arange(length)[None], following.shape)
         inputs = RouterInputs(None, jnp.ones(following.shape, bool), following, positions)
-        mask = _mask(None, length, start, cache)
-        hidden, aux_loss, stats, caches = self._module(k, hidden, inputs, mask, cache[name])
+        masks = make_masks(self.config, None, length, {**cache, "index": start})
+        hidden, aux_loss, stats, caches = self._module(k, hidden, inputs, masks, cache[name])
         cache = {**cache, f"mtp_{k}": start + length, name: caches}
         stats = {name: stats} if stats else {}
         return Output(self._logits(hidden), hidden, aux_loss, stats, cache)
@@ -368,33 +387,28 @@ def init_cache(config: ModelConfig, batch: int, max_length: int, mtp: bool = Fal
     With ``mtp`` the MTP modules have theirs in it, for ``Transformer.draft``.
     """
     dtype = compute_dtype(config.dtype)
-    heads = (config.attention.kv_heads, config.head_dim)
-    empty = lambda n: jnp.zeros((n, batch, max_length, *heads), dtype)
-    layer = lambda n: KeyValueCache(empty(n), empty(n), jnp.zeros(n, jnp.int32))
+    kind = LatentCache if config.attention.kind == "mla" else KeyValueCache
     cache: Caches = {"index": jnp.zeros((), jnp.int32)}
     for i, (kinds, repeats) in enumerate(config.layout):
-        cache[f"segment_{i}"] = {f"layer_{j}": layer(repeats) for j in range(len(kinds))}
+        layer = lambda n=repeats: kind.empty(config, n, batch, max_length, dtype)
+        cache[f"segment_{i}"] = {f"layer_{j}": layer() for j in range(len(kinds))}
     for k in range(config.mtp_depth if mtp else 0):
         cache[f"mtp_{k}"] = jnp.zeros((), jnp.int32)
-        cache[f"mtp_{k}_layer"] = {"layer_0": layer(1)}
+        cache[f"mtp_{k}_layer"] = {"layer_0": kind.empty(config, 1, batch, max_length, dtype)}
     return cache
 
 
-def _mask(
-    segment_ids: Int[Array, "B S"] | None,
-    length: int,
-    start: Int[Array, ""] | int = 0,
-    cache: Caches | None = None,
-) -> Bool[Array, "..."]:
-    """What each of ``length`` positions sees, the first at ``start`` where there is a cache."""
+def make_masks(
+    config: ModelConfig, segment_ids: Int[Array, "B S"] | None, length: int, cache: Caches | None
+) -> Masks:
+    """The masks of all kinds of layers for ``length`` tokens a row, after those in a cache."""
     if cache is None:
-        return attention_mask(segment_ids, length)
-    reach = jnp.arange(_cache_length(cache))[None, None, None, :]
-    return reach <= (start + jnp.arange(length))[None, None, :, None]
-
-
-def _cache_length(cache: Caches) -> int:
-    return cache["segment_0"]["layer_0"].key.shape[2]
+        mask = lambda window: attention_mask(segment_ids, length, window)
+    else:
+        reach = cache["segment_0"]["layer_0"].length
+        mask = lambda window: cached_mask(cache["index"], length, reach, window)
+    windowed = config.layers("window") > 0
+    return Masks(mask(0), mask(config.attention.window) if windowed else None)
 
 
 def update_router_state(config: ModelConfig, router_state: Stats, router_stats: Stats) -> Stats:
