@@ -34,5 +34,6 @@ def get_config() -> ml_collections.ConfigDict:
             "decay_fraction": 1 - 10 / 14.8,
         },
         router={"bias_stop_step": round(14.3e12 / (15_360 * 4096))},
+        train={"mtp_weight": 0.3, "mtp_weight_final": 0.1, "mtp_switch": 10 / 14.8},
         cost={"mfu": 0.3894 * 260.64 / 250.45},
     )

@@ -25,4 +25,5 @@ def get_config() -> ml_collections.ConfigDict:
         mesh={"fsdp": 32, "expert": 32},
         optim={"optimizer": "muon", "learning_rate": 2.5e-4, "warmup_steps": 2000},
         router={"bias_stop_step": round(15e12 / (16_384 * 4096))},
+        train={"mtp_weight": 0.3, "mtp_weight_final": 0.1, "mtp_switch": 15 / 23},
     )
