@@ -64,6 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--seq-len", type=int, help="positions of a sequence")
     plan.add_argument("--hardware", metavar="CHIP", help="h100_sxm, h800_sxm, cpu ...")
     plan.add_argument("--devices", type=int, help="how many; cores on a CPU")
+    plan.add_argument("--price-kind", metavar="KIND", help="spot, reserved, owned ... of the book")
+    plan.add_argument(
+        "--price-book", metavar="FILE.yaml", help="prices of your own, which go first"
+    )
     plan.add_argument("--price", type=float, help="dollars per device-hour")
     plan.add_argument("--mfu", type=float, help="utilisation to assume, 0 to 1")
     _format(plan)

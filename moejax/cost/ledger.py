@@ -23,9 +23,9 @@ from typing import Any, Self
 import psutil
 
 from moejax.cost import bill
-from moejax.cost import hardware as chips
 from moejax.cost.bill import PHASES, STATUSES, format_ledger, read, summarize
-from moejax.cost.energy import carbon_factor
+from moejax.cost.energy import carbon_factor, overhead
+from moejax.cost.meter import EnergyMeter
 from moejax.cost.prices import Price
 
 __all__ = ["PHASES", "STATUSES", "Ledger", "format_ledger", "process_age", "read", "summarize"]
@@ -60,9 +60,13 @@ class Ledger:
     is charged any more and calls are ignored.
     """
 
-    def __init__(self, path: pathlib.Path, header: dict[str, Any], startup_seconds: float):
+    def __init__(
+        self, path: pathlib.Path, header: dict[str, Any], startup_seconds: float,
+        meter: EnergyMeter | None = None,
+    ):  # fmt: skip
         self._earlier = bill.totals(path)
         self._header = header
+        self._meter = meter
         self._rate = header["price"]["dollars_per_hour"] * header["devices"] / 3600
         self._lock = threading.RLock()
         self._file_lock = threading.RLock()
@@ -98,6 +102,8 @@ class Ledger:
         peak_flops: float | None,
         final: bool = False,
         region: str = "world",
+        pue: float | None = None,
+        meter: EnergyMeter | None = None,
         backfill_seconds: float | None = None,
     ) -> Self:
         """Opens a run's ledger, new or to go on with, and begins a segment in phase ``other``.
@@ -112,16 +118,18 @@ class Ledger:
           peak_flops: FLOP/s of all the devices together, for MFU; None where unknown.
           final: whether the run counts in the headline.
           region: whose grid the carbon is counted by.
+          pue: power usage effectiveness of the data centre; None takes the chip's usual one.
+          meter: measures energy, and is closed with the ledger; None leaves it to the estimate.
           backfill_seconds: time before this call, charged to ``startup``; None means since the
             process began for its first ledger, and nothing for any later one.
 
         Raises:
-          ConfigError: no such chip or region.
+          ConfigError: no such chip or region, or an impossible PUE.
           UserError: the file is no ledger, or one written by a newer moejax.
           OSError: the file cannot be written.
         """
         global _startup_charged
-        chips.lookup(hardware)
+        overhead(hardware, pue)
         carbon_factor(region)
         if backfill_seconds is None:
             backfill_seconds = 0.0 if _startup_charged else process_age()
@@ -139,11 +147,13 @@ class Ledger:
             "peak_flops": peak_flops,
             "final": final,
             "region": region,
+            "pue": pue,
+            "energy": None if meter is None else meter.describe(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "process_start": psutil.Process().create_time(),
         }
-        return cls(pathlib.Path(path), header, backfill_seconds)
+        return cls(pathlib.Path(path), header, backfill_seconds, meter)
 
     def __enter__(self) -> Self:
         return self
@@ -208,6 +218,8 @@ class Ledger:
         finally:
             with self._file_lock:
                 os.close(self._file)
+            if self._meter is not None:
+                self._meter.close()
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -290,6 +302,7 @@ class Ledger:
 
     def _flush(self, event: str, status: str | None = None) -> None:
         with self._file_lock:
+            measured = self._measured()  # not under the lock that the training loop waits for
             with self._lock:
                 if self._closed and event == "charge":
                     return
@@ -302,8 +315,21 @@ class Ledger:
                     "tokens": self._tokens,
                     "model_flops": self._flops,
                     "steps": self._steps,
+                    **measured,
                 }
             self._write(record if status is None else {**record, "status": status})
+
+    def _measured(self) -> dict[str, Any]:
+        """Energy measured so far, this segment: nothing where it is estimated."""
+        if self._meter is None or not self._meter.devices:
+            return {}
+        joules, seconds = self._meter.read()
+        found = {
+            "energy_joules": round(joules, 3),
+            "energy_seconds": round(seconds, 4),
+            "energy_source": self._meter.source,
+        }
+        return found | ({"energy_reason": self._meter.reason} if self._meter.reason else {})
 
     def _write(self, record: dict[str, Any]) -> None:
         """Appends a line in one system call, on a line of its own whatever came before."""

@@ -1,11 +1,13 @@
 """``moejax plan``: which model, tokens and hardware the flags or the config mean."""
 
+import dataclasses
 import math
 from argparse import Namespace
 from typing import Any
 
 from moejax.config import ConfigError, UserError, check, nearest
-from moejax.cost import hardware, prices
+from moejax.cost import hardware
+from moejax.cost.cost_config import CostConfig
 from moejax.cost.plan import make_plan
 from moejax.models.presets import PRESETS
 from moejax.training import run_config
@@ -40,13 +42,15 @@ def _of_model(options: Namespace) -> dict[str, Any]:
     if options.tokens is None:
         raise ConfigError("--tokens", None, "a published model needs the tokens to train it on")
     chip = options.hardware or DEFAULT_HARDWARE
+    cost = with_flags(CostConfig(), options)
     return make_plan(
         PRESETS[options.model],
         tokens=options.tokens,
         seq_len=options.seq_len or DEFAULT_SEQ_LEN,
         hardware=chip,
         devices=options.devices or 1,
-        price=prices.resolve(chip, options.price),
+        price=cost.rate(chip),
+        purchase=cost.purchase(chip),
         mfu=options.mfu,
         mfu_source=None if options.mfu is None else "--mfu",
     )
@@ -69,17 +73,33 @@ def _of_config(options: Namespace) -> dict[str, Any]:
     copies = mesh.data or max(1, (options.devices or 1) // rest)
     devices = hardware.cpu_cores() if chip == "cpu" else copies * rest
     rows = train.batch_size // train.micro_batches // (copies * mesh.fsdp * mesh.expert)
-    price = options.price if options.price is not None else cost.price
+    cost = with_flags(cost, options)
     return make_plan(
         config.model,
         tokens=options.tokens or train.steps * train.batch_size * seq_len,
         seq_len=seq_len,
         hardware=chip,
         devices=options.devices or devices,
-        price=prices.resolve(chip, price),
+        price=cost.rate(chip),
         mfu=mfu,
         mfu_source=None if mfu is None else "config" if options.mfu is None else "--mfu",
         region=cost.region,
+        pue=cost.pue,
+        dollars_per_kwh=cost.dollars_per_kwh,
+        purchase=cost.purchase(chip),
         shards=parameter_shards(config.model, seq_len, mesh),
         tokens_per_device=max(1, rows) * seq_len,
     )
+
+
+def with_flags(cost: CostConfig, options: Namespace) -> CostConfig:
+    """A config's way to a rate with what the flags say of it: theirs goes first.
+
+    Raises:
+      ConfigError: ``--price`` and ``--price-kind`` together, or a value that cannot be used.
+    """
+    if options.price_book is not None:
+        cost = dataclasses.replace(cost, price_book=options.price_book)
+    if options.price is not None or options.price_kind is not None:
+        cost = dataclasses.replace(cost, price=options.price, price_kind=options.price_kind)
+    return cost
