@@ -127,8 +127,7 @@ DEEPSEEK = AllocationLaw(
         tokenizer="DeepSeek BPE, 102,400 tokens",
         fitted={"flops": (1e17, 3e20)},
         inverse="as published",
-        reading="quoted alike by several public repositories, the rest in the paper's text; "
-        "checked: M D = C, and its figure 4 at 4.5e23 FLOP",
+        reading="the paper's text; checked: M D = C, and its table 3 for what M counts",
         caveat="predicts no loss here: the paper plots it without giving its coefficients; better "
         "text shifts the split towards the model (its table 4)",
     ),
@@ -150,7 +149,7 @@ LING = LeverageLaw(
         inverse="as published; the experts are those of its Ling-mini-beta (12 of 384 and one "
         "shared, G = 2 d_model / d_expert = 12), which its section 4 arrives at",
         reading="the paper's text; checked: M D = C, EL over 7 at 1e22 FLOP, the best G near 12",
-        caveat="predicts no loss, but how many FLOPs a dense model of equal loss would take; the "
+        caveat="predicts no loss, only how many FLOPs a dense model of equal loss would take; the "
         "allocation was fitted at 4 of 64 experts and one shared, G = 2",
     ),
     scale=0.1915,

@@ -62,6 +62,15 @@ class FineGrainedLaw(Law):
             for fine in GRANULARITIES
         )
 
+    def designs_for(self, flops: float) -> tuple[Design, ...]:
+        """None finer than the paper's own optimum.
+
+        It charges routing 14 FLOPs a parameter, for sending tokens to and fro; matrix products
+        alone take 6, by which finer experts would always look better.
+        """
+        finest = self.optimum(flops).design.granularity
+        return tuple(design for design in self.designs if design.granularity <= finest)
+
     def loss(self, total_params: float, tokens: float, granularity: float) -> float:
         """Equation 9: nats per token.
 

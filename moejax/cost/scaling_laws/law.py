@@ -126,6 +126,10 @@ class Law(abc.ABC):
     def predict(self, sizes: Sizes, design: Design) -> float | None:
         """Loss of a model of moejax in nats per token; None where the law predicts none."""
 
+    def designs_for(self, flops: float) -> tuple[Design, ...]:
+        """The designs to choose from at a budget; a larger one never has fewer."""
+        return self.designs
+
     def misfit(self, sizes: Sizes, design: Design, flops: float) -> float:
         """What a choice among models has to make small, at a budget of so many FLOPs: the loss."""
         loss = self.predict(sizes, design)
