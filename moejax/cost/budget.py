@@ -131,7 +131,7 @@ def buy(budget: Budget, *, peak_flops: float, price: Spread, mfu: Spread) -> tup
     if budget.dollars is None:
         assert budget.flops is not None
         return Spread(budget.flops, budget.flops, budget.flops), rate.times(budget.flops)
-    check(rate.low > 0, "cost.price", price.low, f"buys no end of hours; give {FLAG} in FLOPs")
+    check(rate.low > 0, "cost.price", price.low, f"buys endless FLOPs; give {FLAG} in FLOPs")
     money = budget.dollars
     flops = Spread(money / rate.high, money / rate.expected, money / rate.low)
     return flops, Spread(money, money, money)

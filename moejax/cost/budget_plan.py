@@ -78,6 +78,7 @@ def plan_budget(
     """
     budget = parse(amount)
     check(law in LAWS, "--law", law, f"no such law; {nearest(law, LAWS)}")
+    check(devices is None or devices > 0, "devices", devices, "must be above zero")
     rate = prices.resolve(hardware, price)
     peak, peak_source = chips.peak_flops(hardware, 1)
     utilisation = mfu_spread(hardware, mfu)
@@ -162,6 +163,7 @@ def _advice(law: Law, flops: Spread, choice: Choice) -> dict[str, Any]:
     """One entry of ``laws``."""
     optimum = law.optimum(flops.expected)
     return dataclasses.asdict(law.facts) | {
+        "fitted": {name: list(ends) for name, ends in law.facts.fitted.items()},
         "optimum": _optimum(optimum),
         "low": _optimum(law.optimum(flops.low)),
         "high": _optimum(law.optimum(flops.high)),
