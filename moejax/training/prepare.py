@@ -172,7 +172,7 @@ def make_billing(config: RunConfig, mesh: jax.sharding.Mesh) -> Billing:
     router = moe.router.counts(config.model.d_model, moe.num_experts, moe.top_k)
     if not router.measured:
         return Billing(name, devices, price, peak, source, flops)
-    expected = config.model.layers("moe") * router.expected_experts
+    expected = counts.routed_layers(config.model) * router.expected_experts
     each = counts.assignment_flops(config.model)
     return Billing(name, devices, price, peak, source, flops, each, expected)
 
