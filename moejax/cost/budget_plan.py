@@ -1,4 +1,27 @@
-"""``moejax plan --budget``: which model a budget is best spent on, by published scaling laws."""
+"""``moejax plan --budget``: which model a budget is best spent on, by published scaling laws.
+
+``--format=json`` has
+
+- ``budget``: ``text``, ``dollars`` or ``flops`` as given, the other None.
+- ``flops`` (as moejax counts them) and ``dollars`` (rental): ``low``, ``expected``, ``high``,
+  from the ranges ``mfu`` and ``dollars_per_hour``; what was given has no range.
+- ``laws``, by name, each with
+  - its facts (``title``, ``source``, ``equation``, ``parameters`` (what its N means),
+    ``corpus``, ``tokenizer``, ``fitted``, ``inverse``, ``reading``, ``caveat``);
+  - ``optimum``, with ``low`` and ``high`` for the ends of ``flops``: what the paper's own
+    arithmetic gives, in its own meaning of parameters and FLOPs (``active_params``,
+    ``total_params``, ``num_experts``, ``top_k``, ``num_shared_experts``, ``granularity``,
+    ``tokens``, ``loss`` or None, ``leverage`` or None, ``flops``);
+  - ``extrapolated``: in which of these ``optimum`` is beyond the law's experiments;
+  - ``model``: the same as a model of moejax: ``config`` (d_model, num_layers, num_heads,
+    head_dim, d_ff, num_experts, top_k, num_shared_experts, d_expert, vocab_size),
+    ``params`` as ``moejax plan`` has them, ``granularity``, ``flops_per_token``, ``tokens``
+    (which use up ``flops.expected``) and ``loss``.
+- ``disagreement``: the smallest and the largest of the laws' optimal ``active_params``,
+  ``total_params`` and ``tokens``.
+- ``law``: the chosen one; ``plan``: ``make_plan``'s result for its model.
+- ``note``: which losses can be compared.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -50,27 +73,7 @@ def plan_budget(
       mfu_source: where ``mfu`` is from.
 
     Returns:
-      ``moejax plan --budget --format=json``:
-
-      - ``budget``: ``text``, ``dollars`` or ``flops`` as given, the other None.
-      - ``flops`` (as moejax counts them) and ``dollars`` (rental): ``low``, ``expected``, ``high``,
-        from the ranges ``mfu`` and ``dollars_per_hour``; what was given has no range.
-      - ``laws``, by name, each with
-        - its facts (``title``, ``source``, ``equation``, ``parameters`` (what its N means),
-          ``corpus``, ``tokenizer``, ``fitted``, ``inverse``, ``reading``, ``caveat``);
-        - ``optimum``, with ``low`` and ``high`` for the ends of ``flops``: what the paper's own
-          arithmetic gives, in its own meaning of parameters and FLOPs (``active_params``,
-          ``total_params``, ``num_experts``, ``top_k``, ``num_shared_experts``, ``granularity``,
-          ``tokens``, ``loss`` or None, ``leverage`` or None, ``flops``);
-        - ``extrapolated``: in which of these ``optimum`` is beyond the law's experiments;
-        - ``model``: the same as a model of moejax: ``config`` (d_model, num_layers, num_heads,
-          head_dim, d_ff, num_experts, top_k, num_shared_experts, d_expert, vocab_size),
-          ``params`` as ``moejax plan`` has them, ``granularity``, ``flops_per_token``, ``tokens``
-          (which use up ``flops.expected``) and ``loss``.
-      - ``disagreement``: the smallest and the largest of the laws' optimal ``active_params``,
-        ``total_params`` and ``tokens``.
-      - ``law``: the chosen one; ``plan``: ``make_plan``'s result for its model.
-      - ``note``: which losses can be compared.
+      The fields that this module's docstring lists.
 
     Raises:
       ConfigError: an amount, chip, law or option out of range; a budget too small for any model

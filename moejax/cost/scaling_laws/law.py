@@ -139,7 +139,6 @@ class Law(abc.ABC):
     def beyond(self, optimum: Optimum) -> tuple[str, ...]:
         """The fields in which an optimum lies outside the range of the law's experiments."""
         values = dataclasses.asdict(optimum) | dataclasses.asdict(optimum.design)
-        values["tokens_per_active_param"] = optimum.tokens / optimum.active_params
         return tuple(
             name
             for name, (low, high) in self.facts.fitted.items()
