@@ -3,8 +3,8 @@
 The rule, in this order: as little of ``tensor`` as fits, since it talks in every product; experts
 over as many devices as share the chip's fast link, so that tokens stay on it, then over more; the
 smallest ``fsdp`` that fits; copies of the model (``data``) for the rest. Each device has one row at
-a time, and a step at most 16M tokens. The loss in chunks costs nothing and comes first where memory is short; rematerialisation
-costs FLOPs and comes before ``tensor``.
+a time, and a step at most 16M tokens. The loss in chunks costs nothing and comes first where memory
+is short; rematerialisation costs FLOPs and comes before ``tensor``.
 """
 
 import dataclasses
@@ -18,7 +18,8 @@ from moejax.models.model_config import ModelConfig
 from moejax.parallel.mesh import cuts
 
 LOSS_CHUNK = 512
-MOST_TOKENS = 2**24  # of a step: the largest batch of Llama-3.1-405B (arXiv 2407.21783, section 3.4)
+# Of a step: the largest batch of Llama-3.1-405B (arXiv 2407.21783, section 3.4).
+MOST_TOKENS = 2**24
 MOST_DEVICES = 2**20
 MUON_BYTES = 4  # one FP32 moment of a matrix
 
