@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 
-from moejax.models import Transformer, init_cache, update_router_state
+from moejax.models import AttentionConfig, Transformer, init_cache, update_router_state
 from moejax.models.mtp import counted_segments, counted_targets, shift
 from moejax.moe.diagnostics import stack_layers
 
@@ -290,15 +290,26 @@ def test_layers_stand_in_order_of_depth():
     np.testing.assert_array_equal(stack_layers(shuffled)["load"][:, 0], np.arange(6))
 
 
-def test_drafting_with_a_cache_equals_the_pass_over_the_text():
-    variables, ids = tiny.variables(DENSE), text()
+LATENT = tiny.dense_config(
+    num_layers=1, mtp_depth=DEPTH,
+    attention=AttentionConfig(
+        num_heads=2, kind="mla", kv_lora_rank=8, nope_head_dim=4, rope_head_dim=4, v_head_dim=4
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config", [DENSE, pytest.param(LATENT, marks=pytest.mark.slow)], ids=["gqa", "mla"]
+)
+def test_drafting_with_a_cache_equals_the_pass_over_the_text(config):
+    variables, ids = tiny.variables(config), text()
     ones = jnp.ones((2, LENGTH), jnp.int32)
     tokens, targets = jnp.asarray(ids[:, :-1]), jnp.asarray(ids[:, 1:])
-    out, ahead = ahead_of(DENSE)(variables, tokens, targets, ones, jnp.arange(LENGTH)[None] * ones)
+    out, ahead = ahead_of(config)(variables, tokens, targets, ones, jnp.arange(LENGTH)[None] * ones)
     wanted = np.asarray(ahead.hidden) @ np.asarray(variables["params"]["head"])
-    apply = functools.partial(Transformer(DENSE).apply, method=Transformer.draft)
+    apply = functools.partial(Transformer(config).apply, method=Transformer.draft)
     draft = jax.jit(apply, static_argnums=1)
-    cache, hidden = init_cache(DENSE, 2, LENGTH, mtp=True), out.hidden
+    cache, hidden = init_cache(config, 2, LENGTH, mtp=True), out.hidden
     for k in range(DEPTH):
         found, following = [], shift(targets, k)
         for piece in (slice(0, 4), slice(4, 8), slice(8, 12)):
@@ -309,4 +320,4 @@ def test_drafting_with_a_cache_equals_the_pass_over_the_text():
         assert tiny.relative_error(logits[:, :end], wanted[k][:, :end]) < 1e-5
         hidden = jnp.concatenate([got.hidden for got in found], axis=1)
     assert int(cache["mtp_0"]) == int(cache["mtp_1"]) == LENGTH
-    assert "mtp_0" not in init_cache(DENSE, 2, LENGTH)
+    assert "mtp_0" not in init_cache(config, 2, LENGTH)
