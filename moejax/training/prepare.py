@@ -13,7 +13,6 @@ from moejax.cost.plan import make_plan
 from moejax.data import TextDataset, epochs, open_dataset
 from moejax.models import ModelConfig
 from moejax.models.layers import compute_dtype
-from moejax.models.model_config import is_moe
 from moejax.moe import MoEConfig
 from moejax.moe.choose import Choice, choose
 from moejax.moe.dispatch.capacity import LEAKING_POLICIES
@@ -173,10 +172,7 @@ def make_billing(config: RunConfig, mesh: jax.sharding.Mesh) -> Billing:
     router = moe.router.counts(config.model.d_model, moe.num_experts, moe.top_k)
     if not router.measured:
         return Billing(name, devices, price, peak, source, flops)
-    layers = config.model.layers("moe")
-    if is_moe(config.model.mtp_kind):
-        layers += config.model.mtp_depth
-    expected = layers * router.expected_experts
+    expected = counts.routed_layers(config.model) * router.expected_experts
     each = counts.assignment_flops(config.model)
     return Billing(name, devices, price, peak, source, flops, each, expected)
 
@@ -207,7 +203,7 @@ def plan_run(setup: Setup) -> dict:
 def parameter_shards(model: ModelConfig, seq_len: int, mesh: MeshConfig) -> float:
     """Parts that a model's parameters are cut into on average; ``expert`` cuts the experts only."""
     params = counts.count(model, seq_len).params
-    total, routed = sum(params.by_component.values()), params.by_component["routed_experts"]
+    total, routed = params.total + params.mtp, counts.routed_params(model)
     return total / (routed / mesh.expert + total - routed) * mesh.fsdp * mesh.tensor
 
 
