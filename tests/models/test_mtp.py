@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 
+from moejax.cost.counts import count
 from moejax.models import AttentionConfig, Transformer, init_cache, update_router_state
 from moejax.models.mtp import counted_segments, counted_targets, shift
 from moejax.moe.diagnostics import stack_layers
@@ -229,6 +230,8 @@ def test_the_parameter_tree_of_the_modules():
         assert [found[name] for name in norms] == [(16,)] * 3
         assert found[f"mtp_{k}/projection/kernel"] == (32, 16)
         assert found[f"mtp_{k}_layer/layer_0/moe/experts/gate_up"] == (1, 8, 16, 2, 8)
+    held = sum(np.prod(shape) for name, shape in found.items() if name.startswith("mtp_"))
+    assert held == count(MOE, LENGTH).params.mtp
     own = lambda k: {name.split("/", 1)[1] for name in found if name.startswith(f"mtp_{k}_layer/")}
     main = {name.split("/", 1)[1] for name in found if name.startswith("segment_0/")}
     assert own(0) == own(1) == main
