@@ -4,9 +4,10 @@
 
 No weight is allocated, and no accelerator is needed: what comes out is whether the program
 partitions over the config's mesh, and what a device would hold of it. Prints one JSON object:
-per-device bytes of the state by the compiled program's arguments (``state_bytes``) and counted from
-the config (``counted_bytes``), its temporaries (``temp_bytes``, those of XLA's CPU backend), seconds,
-and this process's peak memory.
+bytes of the state on one device, as the compiled program takes it (``state_bytes``), by the
+shardings (``sharded_bytes``) and counted from the config (``counted_bytes``); the program's
+temporaries on one device (``temp_bytes``, of XLA's CPU backend); seconds; and this process's peak
+memory.
 """
 
 import argparse
@@ -16,6 +17,8 @@ import os
 import resource
 import sys
 import time
+
+from moejax.config import UserError
 
 
 def main(arguments: list[str]) -> dict:
@@ -93,4 +96,8 @@ def compile_step(path: str, overrides: list[str]) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1:])))
+    try:
+        print(json.dumps(main(sys.argv[1:])))
+    except UserError as error:
+        print(f"compile_step: {error}", file=sys.stderr)
+        sys.exit(2)
