@@ -141,8 +141,8 @@ def test_activations_of_latent_attention_and_of_modules_ahead_by_hand():
     """MLA of the widths rq 3, rkv 5, dn 4, dr 2, dv 7, two heads, D 8, F 10, V 11, one layer.
 
     The products that "dots" keeps: both latents and the shared key 3 + 5 + 2, queries 2 · 6, keys
-    and values 2 · (4 + 7), values mixed 2 · 7; the layer's input, attention's and the feed-forward's
-    output 3 · 8, gate and up 2 · 10. Logits and their gradient are 2 · 4 · 11 bytes.
+    and values 2 · (4 + 7), values mixed 2 · 7; the layer's input and the outputs of attention and
+    feed-forward 3 · 8, gate and up 2 · 10. Logits and their gradient are 2 · 4 · 11 bytes.
     """
     config = ModelConfig(
         11, 8, 1, 10, remat="dots", dtype="float32",
