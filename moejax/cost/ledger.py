@@ -12,23 +12,22 @@ import json
 import logging
 import os
 import pathlib
-import socket
 import threading
 import time
 import types
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import psutil
 
-from moejax.cost import bill
+from moejax.cost import bill, plan_against
 from moejax.cost import hardware as chips
-from moejax.cost.bill import PHASES, STATUSES, format_ledger, read, summarize
 from moejax.cost.energy import carbon_factor
 from moejax.cost.prices import Price
+from moejax.cost.segments import PHASES, STATUSES, VERSION, identify_process
 
-__all__ = ["PHASES", "STATUSES", "Ledger", "format_ledger", "process_age", "read", "summarize"]
+__all__ = ["PHASES", "STATUSES", "Ledger", "process_age"]
 
 FLUSH_SECONDS = 0.8  # leaves a margin below the promised second
 
@@ -61,7 +60,7 @@ class Ledger:
     """
 
     def __init__(self, path: pathlib.Path, header: dict[str, Any], startup_seconds: float):
-        self._earlier = bill.totals(path)
+        self._earlier = bill.spent(path)
         self._header = header
         self._rate = header["price"]["dollars_per_hour"] * header["devices"] / 3600
         self._lock = threading.RLock()
@@ -71,6 +70,7 @@ class Ledger:
         self._phase = "other"
         self._since = time.monotonic()
         self._tokens, self._flops, self._steps = 0, 0.0, 0
+        self._began: dict[str, int] = {}
         self._closed = False
         self._warned = False
 
@@ -98,6 +98,7 @@ class Ledger:
         peak_flops: float | None,
         final: bool = False,
         region: str = "world",
+        plan: Mapping[str, Any] | None = None,
         backfill_seconds: float | None = None,
     ) -> Self:
         """Opens a run's ledger, new or to go on with, and begins a segment in phase ``other``.
@@ -112,6 +113,7 @@ class Ledger:
           peak_flops: FLOP/s of all the devices together, for MFU; None where unknown.
           final: whether the run counts in the headline.
           region: whose grid the carbon is counted by.
+          plan: ``moejax.cost.plan.make_plan`` of the whole run, to compare its bill with.
           backfill_seconds: time before this call, charged to ``startup``; None means since the
             process began for its first ledger, and nothing for any later one.
 
@@ -129,7 +131,7 @@ class Ledger:
         header = {
             "segment": uuid.uuid4().hex[:12],
             "event": "open",
-            "version": bill.VERSION,
+            "version": VERSION,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "run_id": run_id,
             "stage": stage,
@@ -139,9 +141,8 @@ class Ledger:
             "peak_flops": peak_flops,
             "final": final,
             "region": region,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "process_start": psutil.Process().create_time(),
+            **identify_process(),
+            **({} if plan is None else {"plan": plan_against.record(plan)}),
         }
         return cls(pathlib.Path(path), header, backfill_seconds)
 
@@ -186,6 +187,16 @@ class Ledger:
                 self._tokens += tokens
                 self._flops += model_flops
                 self._steps += steps
+
+    def begin_from(self, step: int, tokens: int) -> None:
+        """Says which state this segment trains on from: what is beyond it in earlier ones is lost.
+
+        Args:
+          step: optimizer steps that the state has behind it; 0 for a new one.
+          tokens: tokens that it has seen.
+        """
+        with self._lock:
+            self._began = {"from_step": step, "from_tokens": tokens}
 
     def close(self, status: str) -> None:
         """Writes the final charge with a status (one of STATUSES); a second call does nothing.
@@ -302,6 +313,7 @@ class Ledger:
                     "tokens": self._tokens,
                     "model_flops": self._flops,
                     "steps": self._steps,
+                    **self._began,
                 }
             self._write(record if status is None else {**record, "status": status})
 

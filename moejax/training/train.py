@@ -50,6 +50,7 @@ def train(config: RunConfig, workdir: str, *, bill_process: bool = False) -> dic
             peak_flops=billing.peak_flops,
             final=config.cost.final,
             region=config.cost.region,
+            plan=prepare.plan_run(setup),
             backfill_seconds=time.monotonic() - begun,
         )
         return _run(setup, directory, ledger)

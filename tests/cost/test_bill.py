@@ -8,7 +8,8 @@ import psutil
 import pytest
 
 from moejax.config import UserError
-from moejax.cost.bill import format_ledger, read, run_directories, summarize
+from moejax.cost.bill import read, run_directories, summarize
+from moejax.cost.bill_text import format_ledger
 
 
 def header(segment="s1", **changes):

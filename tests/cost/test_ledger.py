@@ -13,7 +13,8 @@ import pytest
 
 from moejax.config import ConfigError, UserError
 from moejax.cost import ledger
-from moejax.cost.ledger import PHASES, Ledger, process_age, read
+from moejax.cost.bill import read
+from moejax.cost.ledger import PHASES, Ledger, process_age
 from moejax.cost.prices import Price
 
 PRICE = Price(36.0, "user", "a test", "2025-01-01")  # a cent a device-second
