@@ -23,7 +23,7 @@ def format_ledger(summary: Mapping[str, Any]) -> str:
     lines = [
         text.columns(_rows(runs, total), left=4),
         "",
-        *(f"all in  {line}" for line in _made_of(total)),
+        *(f"went to {line}" for line in _made_of(total)),
         f"time    {_phases(runs)}",
         *(f"redone  {line}" for line in _redone(runs)),
         *(f"idle    {line}" for line in _idle(runs)),
@@ -69,7 +69,7 @@ def _sums(figures: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _made_of(total: Mapping[str, Any]) -> list[str]:
-    """All-in over headline, and what the all-in dollars are made of."""
+    """What the all-in dollars are made of, and all-in over headline where they differ."""
     if total["ratio"] is None:
         return []
     pieces = []
@@ -77,7 +77,8 @@ def _made_of(total: Mapping[str, Any]) -> list[str]:
         if piece["dollars"] > 0:
             more = "" if name in USES else f" ({_runs(piece['runs'])})"
             pieces.append(f"{_USES.get(name, name)} {text.dollars(piece['dollars'])}{more}")
-    return [f"{total['ratio']:.2f} times the headline: {', '.join(pieces)}"]
+    ratio = f"; all in is {total['ratio']:.2f} times the headline" if total["ratio"] > 1 else ""
+    return [", ".join(pieces) + ratio]
 
 
 def _phases(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -118,27 +119,37 @@ def _prices(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _plan(run: Mapping[str, Any]) -> list[str]:
-    """Planned against actual in one line, with the parts of the difference, largest first."""
+    """Planned against actual, and the parts of the difference, largest first."""
     against = run["plan"]
     if against is None:
         return []
     planned, actual = against["planned"], against["actual"]
-    parts = {name: part["dollars"] for name, part in against["parts"].items()}
-    largest = max(abs(value) for value in parts.values())
-    shown = sorted(
-        (name for name in parts if abs(parts[name]) > largest / 100), key=lambda n: -abs(parts[n])
-    )
+    # A rate of nothing leaves no dollars to compare.
+    unit = "dollars" if planned["dollars"] and actual["dollars"] else "device_hours"
+    parts = {name: part[unit] for name, part in against["parts"].items()}
+    smallest = max(map(abs, parts.values())) / 100
+    shown = sorted((name for name in parts if abs(parts[name]) > smallest),
+                   key=lambda name: -abs(parts[name]))  # fmt: skip
     mfu = f" {text.percent(actual['mfu'])} for {text.percent(planned['mfu'])}"
     named = lambda name: PARTS[name] + (mfu if name == "utilisation" else "")
-    why = ", ".join(f"{named(name)} {_signed(parts[name])}" for name in shown)
-    ratio = actual["dollars"] / planned["dollars"] - 1 if planned["dollars"] else None
-    more = "" if ratio is None else f" ({100 * ratio:+.1f} %)"
+    why = ", ".join(f"{named(name)} {_signed(parts[name], unit)}" for name in shown)
     return [
         f"{run['id']}: {text.dollars(actual['dollars'])} for {text.dollars(planned['dollars'])} "
-        f"planned{more}, {actual['device_hours']:.3g} for {planned['device_hours']:.3g} "
-        f"device-hours, {text.si(actual['tokens'])} for {text.si(planned['tokens'])} tokens: {why}"
+        f"planned{_ratio(actual[unit], planned[unit])}, {actual['device_hours']:.3g} for "
+        f"{planned['device_hours']:.3g} device-hours, {text.si(actual['tokens'])} for "
+        f"{text.si(planned['tokens'])} tokens",
+        f"  because of {why or 'nothing'}",
     ]
 
 
-def _signed(value: float) -> str:
-    return ("-" if value < 0 else "+") + text.dollars(abs(value))
+def _ratio(actual: float, planned: float) -> str:
+    """How far apart two figures are, as a percentage or, where that would be long, as times."""
+    if not planned:
+        return ""
+    ratio = actual / planned
+    return f" ({ratio:,.0f} times)" if ratio > 10 else f" ({100 * ratio - 100:+.1f} %)"
+
+
+def _signed(value: float, unit: str) -> str:
+    size = text.dollars(abs(value)) if unit == "dollars" else f"{abs(value):.2g} h"
+    return ("-" if value < 0 else "+") + size

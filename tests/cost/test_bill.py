@@ -6,38 +6,11 @@ import socket
 
 import psutil
 import pytest
+from ledgers import charge, done, header, write
 
 from moejax.config import UserError
 from moejax.cost.bill import read, run_directories, summarize
 from moejax.cost.bill_text import format_ledger
-
-
-def header(segment="s1", **changes):
-    return {
-        "segment": segment, "event": "open", "version": 1, "time": "2025-01-01T00:00:00Z",
-        "run_id": "r", "stage": "pretrain", "hardware": "cpu", "devices": 2,
-        "price": {"dollars_per_hour": 1.8, "source": "a test", "date": "2025"},
-        "peak_flops": 1e11, "final": False, "region": "world", "host": "elsewhere", "pid": 1,
-        "process_start": 0.0,
-    } | changes  # fmt: skip
-
-
-def charge(train, segment="s1", tokens=10, flops=1e10, **changes):
-    return {
-        "segment": segment, "event": "charge", "seconds": {"train": train}, "tokens": tokens,
-        "model_flops": flops, "steps": 1,
-    } | changes  # fmt: skip
-
-
-def write(folder, *lines):
-    folder.mkdir(parents=True, exist_ok=True)
-    data = b"\n".join(x if isinstance(x, bytes) else json.dumps(x).encode() for x in lines)
-    (folder / "ledger.jsonl").write_bytes(data + b"\n")
-    return folder
-
-
-def done(train, **changes):
-    return charge(train, event="close", status="completed", **changes)
 
 
 def test_values_are_cumulative_the_last_whole_line_counts(tmp_path):
@@ -190,10 +163,3 @@ def test_directories_without_runs(tmp_path):
         summarize([tmp_path / "nowhere"])
     with pytest.raises(UserError, match=r"holds no ledger\.jsonl"):
         read(tmp_path / "empty")
-
-
-def test_the_table(tmp_path):
-    table = format_ledger(summarize([three_runs(tmp_path)]))
-    for words in ("final *", "headline *", "all in", "$6.30", "$3.60", "killed", "2 cpu",
-                  "cpu $1.8/h (a test, 2025)", "estimate", "train 105 min 00 s"):  # fmt: skip
-        assert words in table
