@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from moejax.config import UserError
-from moejax.cost import energy, plan_against, redone, totals
+from moejax.cost import plan_against, redone, totals
 from moejax.cost.segments import FILE_NAME, PHASES, Segment, ledger_errors, segments
 
 _NOT_RUNS = ("checkpoints", "tensorboard")
@@ -22,13 +22,14 @@ def read(directory: str | os.PathLike) -> dict[str, Any]:
       One entry of ``runs`` in ``moejax ledger --format=json``. ``peak_flops`` is that of all the
       devices together. ``mfu`` is model FLOPs over (seconds of phase train x peak): how well the
       devices computed while training. ``goodput`` is seconds of phases train and rollout over wall
-      seconds: how much of the time they did. Both are None without training. Energy is an
-      estimate, None where the chip's power is not published. ``redone`` is what was trained again
-      after a resume from an older checkpoint (``moejax.cost.redone``; None where the ledger does
-      not say), ``tokens_seen`` what the last state has seen, ``use`` where device-hours and dollars
-      went (``moejax.cost.totals.USES``), ``idle`` the time between segments by the wall clock,
-      which is not billed, and ``plan`` the plan against the bill (``moejax.cost.plan_against``;
-      None without a recorded plan).
+      seconds: how much of the time they did. Both are None without training. ``energy_kwh`` is at
+      the data centre's meter: measured where the devices have counters, else an estimate (see
+      ``Segment.consumption``), None where the chip's power is not published either. ``redone`` is
+      what was trained again after a resume from an older checkpoint (``moejax.cost.redone``; None
+      where the ledger does not say), ``tokens_seen`` what the last state has seen, ``use`` where
+      device-hours and dollars went (``moejax.cost.totals.USES``), ``idle`` the time between
+      segments by the wall clock, which is not billed, and ``plan`` the plan against the bill
+      (``moejax.cost.plan_against``; None without a recorded plan).
 
     Raises:
       UserError: no ledger there, or none of its lines can be read.
@@ -86,7 +87,10 @@ def _run(path: pathlib.Path, parts: list[Segment]) -> dict[str, Any]:
         "redone": None if kept is None else redone.summary(parts, kept),
         "energy_kwh": totals.sum_known(bill["energy_kwh"] for bill in bills),
         "co2_kg": totals.sum_known(bill["co2_kg"] for bill in bills),
-        "energy_source": energy.SOURCE,
+        "energy_measured_kwh": totals.sum_known(bill["energy_measured_kwh"] for bill in bills),
+        "energy_source": "; ".join(dict.fromkeys(bill["energy_source"] for bill in bills)),
+        "energy_includes": bills[-1]["energy_includes"],
+        "energy_reason": bills[-1]["energy_reason"],
         "mfu": total["model_flops"] / possible if possible else None,
         "goodput": working / wall if working else None,
         "use": totals.use(parts, kept),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moejax.cost import energy, text
+from moejax.cost import text
 from moejax.cost.plan_against import PARTS
 from moejax.cost.segments import PHASES
 from moejax.cost.totals import USES
@@ -28,7 +28,7 @@ def format_ledger(summary: Mapping[str, Any]) -> str:
         *(f"redone  {line}" for line in _redone(runs)),
         *(f"idle    {line}" for line in _idle(runs)),
         f"energy  {text.energy(all_in['energy_kwh'])}, {text.carbon(all_in['co2_kg'])} "
-        f"({energy.SOURCE}, all in)",
+        f"({'; '.join(dict.fromkeys(run['energy_source'] for run in runs))}, all in)",
         f"prices  {'; '.join(_prices(runs))}",
         *(f"plan    {line}" for run in runs for line in _plan(run)),
         *(f"not counted: {message}" for message in summary["unreadable"]),

@@ -22,8 +22,8 @@ from typing import Any, Self
 import psutil
 
 from moejax.cost import bill, plan_against
-from moejax.cost import hardware as chips
-from moejax.cost.energy import carbon_factor
+from moejax.cost.energy import carbon_factor, overhead
+from moejax.cost.meter import EnergyMeter
 from moejax.cost.prices import Price
 from moejax.cost.segments import PHASES, STATUSES, VERSION, identify_process
 
@@ -59,9 +59,13 @@ class Ledger:
     is charged any more and calls are ignored.
     """
 
-    def __init__(self, path: pathlib.Path, header: dict[str, Any], startup_seconds: float):
+    def __init__(
+        self, path: pathlib.Path, header: dict[str, Any], startup_seconds: float,
+        meter: EnergyMeter | None = None,
+    ):  # fmt: skip
         self._earlier = bill.spent(path)
         self._header = header
+        self._meter = meter
         self._rate = header["price"]["dollars_per_hour"] * header["devices"] / 3600
         self._lock = threading.RLock()
         self._file_lock = threading.RLock()
@@ -99,6 +103,8 @@ class Ledger:
         final: bool = False,
         region: str = "world",
         plan: Mapping[str, Any] | None = None,
+        pue: float | None = None,
+        meter: EnergyMeter | None = None,
         backfill_seconds: float | None = None,
     ) -> Self:
         """Opens a run's ledger, new or to go on with, and begins a segment in phase ``other``.
@@ -114,16 +120,18 @@ class Ledger:
           final: whether the run counts in the headline.
           region: whose grid the carbon is counted by.
           plan: ``moejax.cost.plan.make_plan`` of the whole run, to compare its bill with.
+          pue: power usage effectiveness of the data centre; None takes the chip's usual one.
+          meter: measures energy, and is closed with the ledger; None leaves it to the estimate.
           backfill_seconds: time before this call, charged to ``startup``; None means since the
             process began for its first ledger, and nothing for any later one.
 
         Raises:
-          ConfigError: no such chip or region.
+          ConfigError: no such chip or region, or an impossible PUE.
           UserError: the file is no ledger, or one written by a newer moejax.
           OSError: the file cannot be written.
         """
         global _startup_charged
-        chips.lookup(hardware)
+        overhead(hardware, pue)
         carbon_factor(region)
         if backfill_seconds is None:
             backfill_seconds = 0.0 if _startup_charged else process_age()
@@ -141,10 +149,12 @@ class Ledger:
             "peak_flops": peak_flops,
             "final": final,
             "region": region,
+            "pue": pue,
+            "energy": None if meter is None else meter.describe(),
             **identify_process(),
             **({} if plan is None else {"plan": plan_against.record(plan)}),
         }
-        return cls(pathlib.Path(path), header, backfill_seconds)
+        return cls(pathlib.Path(path), header, backfill_seconds, meter)
 
     def __enter__(self) -> Self:
         return self
@@ -219,6 +229,8 @@ class Ledger:
         finally:
             with self._file_lock:
                 os.close(self._file)
+            if self._meter is not None:
+                self._meter.close()
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -301,6 +313,7 @@ class Ledger:
 
     def _flush(self, event: str, status: str | None = None) -> None:
         with self._file_lock:
+            measured = self._measured()  # not under the lock that the training loop waits for
             with self._lock:
                 if self._closed and event == "charge":
                     return
@@ -314,8 +327,21 @@ class Ledger:
                     "model_flops": self._flops,
                     "steps": self._steps,
                     **self._began,
+                    **measured,
                 }
             self._write(record if status is None else {**record, "status": status})
+
+    def _measured(self) -> dict[str, Any]:
+        """Energy measured so far, this segment: nothing where it is estimated."""
+        if self._meter is None or not self._meter.devices:
+            return {}
+        joules, seconds = self._meter.read()
+        found = {
+            "energy_joules": round(joules, 3),
+            "energy_seconds": round(seconds, 4),
+            "energy_source": self._meter.source,
+        }
+        return found | ({"energy_reason": self._meter.reason} if self._meter.reason else {})
 
     def _write(self, record: dict[str, Any]) -> None:
         """Appends a line in one system call, on a line of its own whatever came before."""

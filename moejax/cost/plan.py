@@ -1,12 +1,13 @@
 """The bill before a run: from FLOPs, utilisation and a rate to hours, dollars and energy."""
 
+import dataclasses
 from typing import Any
 
 from moejax.config import check
-from moejax.cost import counts, energy, prices, text
+from moejax.cost import counts, energy, lenses, text
 from moejax.cost import hardware as chips
 from moejax.cost.attention_counts import attention_counts
-from moejax.cost.prices import Price
+from moejax.cost.prices import Price, Purchase
 from moejax.models.model_config import ModelConfig
 
 # Assumed where nothing was measured. Published: DeepSeek-V3 38.94 % on 2048 H800 (ISCA 2025,
@@ -14,13 +15,6 @@ from moejax.models.model_config import ModelConfig
 DEFAULT_MFU = {"cpu": 0.15}  # the quickstart on two shared cores: 0.12 to 0.22
 DEFAULT_MFU_ELSEWHERE = 0.35
 ADAM_BYTES = 8  # two FP32 moments of a parameter
-
-# Epoch AI's amortised formula (training-cost-trends): value falls by 0.14 orders of magnitude a
-# year, and 19 % of a cluster's cost is its network.
-DEPRECIATION = 0.14
-NETWORK_SHARE = 0.19
-LN_10 = 2.302585092994046
-HOURS_PER_YEAR = 8766
 
 
 def make_plan(
@@ -39,6 +33,9 @@ def make_plan(
     shards: int = 1,
     tokens_per_device: int | None = None,
     optimizer_bytes: int = ADAM_BYTES,
+    purchase: Purchase | None = None,
+    pue: float | None = None,
+    dollars_per_kwh: float = energy.DOLLARS_PER_KWH,
 ) -> dict[str, Any]:
     """Plans training a model on so many tokens, in sequences of ``seq_len``.
 
@@ -55,6 +52,9 @@ def make_plan(
         tensor).
       tokens_per_device: tokens of a micro-batch on one device; None means one sequence.
       optimizer_bytes: bytes of optimizer state for each parameter.
+      purchase: what a device costs to buy; None takes the packaged book's.
+      pue: power usage effectiveness of the data centre; None takes the chip's usual one.
+      dollars_per_kwh: price of electricity, for the ``owned`` lens.
 
     Returns:
       ``moejax plan --format=json``: ``Counts.to_dict``, ``price_flops`` and the estimate
@@ -75,7 +75,7 @@ def make_plan(
     bill = price_flops(
         tokens * counted.flops_per_token.train, hardware=hardware, devices=devices, price=price,
         mfu=mfu, mfu_source=mfu_source, region=region, peak_flops=peak_flops,
-        peak_source=peak_source,
+        peak_source=peak_source, purchase=purchase, pue=pue, dollars_per_kwh=dollars_per_kwh,
     )  # fmt: skip
     return counted.to_dict() | {"tokens": tokens} | bill | {
         "memory_bytes_per_device": memory,
@@ -96,6 +96,9 @@ def price_flops(
     region: str = "world",
     peak_flops: float | None = None,
     peak_source: str | None = None,
+    purchase: Purchase | None = None,
+    pue: float | None = None,
+    dollars_per_kwh: float = energy.DOLLARS_PER_KWH,
 ) -> dict[str, Any]:
     """Prices an amount of training FLOPs, whatever the model.
 
@@ -104,7 +107,8 @@ def price_flops(
     Returns:
       ``train_flops``, ``hardware``, ``devices``, ``mfu``, ``mfu_source``, ``peak_flops`` (all
       devices together), ``peak_source``, ``device_hours``, ``wall_days``, ``price``,
-      ``dollars.rental``, ``dollars.owned`` (None where no purchase price is known), and the
+      ``dollars.rental``, ``dollars.owned`` and the ``purchase`` price that it is from (None where
+      that or the chip's power is not known), and the
       estimates ``energy_kwh`` and ``co2_kg`` (None where the chip's power is not published).
       Start-up, compilation, evaluation and checkpoints are not in it.
 
@@ -119,7 +123,10 @@ def price_flops(
         peak_flops, peak_source = chips.peak_flops(hardware, devices)
     wall_hours = train_flops / (peak_flops * mfu) / 3600
     device_hours = wall_hours * devices
-    kwh = energy.kilowatt_hours(hardware, device_hours)
+    kwh = energy.kilowatt_hours(hardware, device_hours, pue)
+    owned = lenses.owned(
+        hardware, device_hours, purchase=purchase, pue=pue, dollars_per_kwh=dollars_per_kwh
+    )
     return {
         "train_flops": train_flops,
         "hardware": hardware,
@@ -132,43 +139,15 @@ def price_flops(
         "wall_days": wall_hours / 24,
         "price": price.to_dict(),
         "dollars": {
-            "rental": device_hours * price.dollars_per_hour,
-            "owned": owned_dollars(hardware, device_hours),
+            "rental": lenses.rental(device_hours, price),
+            "owned": owned and owned.total,
         },
+        "purchase": owned and dataclasses.asdict(owned.purchase),
         "energy_kwh": kwh,
         "co2_kg": energy.carbon_kg(kwh, region),
         "energy_source": energy.SOURCE,
         "region": region,
     }
-
-
-def owned_dollars(
-    hardware: str,
-    device_hours: float,
-    purchase_dollars: float | None = None,
-    years_since_acquisition: float = 0.0,
-) -> float | None:
-    """What device-hours cost an owner: depreciation, network and energy.
-
-    Args:
-      hardware: a chip's name.
-      device_hours: hours, all devices together.
-      purchase_dollars: price of one device; None takes the table's.
-      years_since_acquisition: age of the hardware when the run starts.
-
-    Returns:
-      US dollars, or None where the price or the power is not known.
-
-    Source: Epoch AI, training-cost-trends (amortised hardware, network share, energy).
-    """
-    if purchase_dollars is None:
-        purchase_dollars = prices.PURCHASE_DOLLARS.get(hardware)
-    kwh = energy.kilowatt_hours(hardware, device_hours)
-    if purchase_dollars is None or kwh is None:
-        return None
-    value_at_start = purchase_dollars * 10 ** (-DEPRECIATION * years_since_acquisition)
-    chip_dollars = value_at_start * DEPRECIATION * LN_10 / HOURS_PER_YEAR * device_hours
-    return chip_dollars / (1 - NETWORK_SHARE) + kwh * energy.DOLLARS_PER_KWH
 
 
 def memory_parts(

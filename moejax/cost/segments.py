@@ -17,7 +17,8 @@ from typing import Any
 import psutil
 
 from moejax.config import UserError
-from moejax.cost import energy
+from moejax.cost import energy, text
+from moejax.cost import hardware as chips
 
 FILE_NAME = "ledger.jsonl"
 VERSION = 1
@@ -32,7 +33,8 @@ class Segment:
 
     Attributes:
       header: the ``open`` line: run_id, stage, hardware, devices, price, peak_flops, final,
-        region, host, pid, process_start; newer ones boot_id, process_ticks, plan too.
+        region, pue, energy (what the meter says of itself), host, pid, process_start; newer ones
+        boot_id, process_ticks and plan too.
       charge: the last whole ``charge`` or ``close`` line, empty before the first.
       closed: the status of the ``close`` line; None where there is none.
     """
@@ -66,7 +68,7 @@ class Segment:
         """The segment's own figures, JSON-ready."""
         hours = sum(self.seconds.values()) / 3600
         device_hours = hours * self.header["devices"]
-        kwh = energy.kilowatt_hours(self.header["hardware"], device_hours)
+        found = self.consumption()
         return {
             "status": self.status,
             "started": self.header.get("time"),
@@ -79,9 +81,53 @@ class Segment:
             "tokens": self.charge.get("tokens", 0),
             "model_flops": self.charge.get("model_flops", 0.0),
             "steps": self.charge.get("steps", 0),
-            "energy_kwh": kwh,
-            "co2_kg": energy.carbon_kg(kwh, self.header["region"]),
+            **found,
+            "co2_kg": energy.carbon_kg(found["energy_kwh"], self.header["region"]),
         }
+
+    def consumption(self) -> dict[str, Any]:
+        """The segment's energy: measured where it was, and else estimated.
+
+        Returns:
+          ``energy_kwh`` at the data centre's meter, None where it is not known;
+          ``energy_measured_kwh``, that of the devices alone as their counters had it, None without;
+          ``energy_source`` and ``energy_includes``, in words; ``energy_reason``, why not all of it
+          is measured, None where it is.
+        """
+        header, charge = self.header, self.charge
+        chip, pue = header["hardware"], header.get("pue")
+        seconds = sum(self.seconds.values())
+        measured_by = (header.get("energy") or {}).get("devices") or 0
+        covered = min(charge.get("energy_seconds", 0.0), seconds) if measured_by else 0.0
+        rest = (seconds - covered) / 3600 * header["devices"]
+        estimate = energy.kilowatt_hours(chip, rest, pue)
+        around = energy.overhead(chip, pue)
+        words = f"x {around / _pue(header):.4g} for the server x {_pue(header):.4g} (PUE)"
+        reason = charge.get("energy_reason") or (header.get("energy") or {}).get("reason") or None
+        if not covered:
+            return {
+                "energy_kwh": estimate, "energy_measured_kwh": None, "energy_source": energy.SOURCE,
+                "energy_includes": f"rated power x average load {words}", "energy_reason": reason,
+            }  # fmt: skip
+        kwh = charge["energy_joules"] / 3.6e6 * header["devices"] / measured_by
+        source = charge["energy_source"]
+        if covered < 0.99 * seconds:
+            source += f" {text.percent(covered / seconds)} of the time, else {energy.SOURCE}"
+        if measured_by != header["devices"]:
+            source += f", {measured_by} of {header['devices']} devices"
+        return {
+            "energy_kwh": None if estimate is None else kwh * around + estimate,
+            "energy_measured_kwh": kwh,
+            "energy_source": source,
+            "energy_includes": f"{header['energy']['includes']}; {words}",
+            "energy_reason": reason,
+        }
+
+
+def _pue(header: dict[str, Any]) -> float:
+    """The PUE that a segment is billed with."""
+    pue = header.get("pue")
+    return chips.lookup(header["hardware"]).pue if pue is None else pue
 
 
 def segments(path: pathlib.Path) -> list[Segment]:

@@ -1,5 +1,6 @@
 """``moejax plan``: which model, tokens and hardware the flags or the config mean."""
 
+import dataclasses
 import math
 from argparse import Namespace
 from typing import Any
@@ -69,17 +70,21 @@ def _of_config(options: Namespace) -> dict[str, Any]:
     copies = mesh.data or max(1, (options.devices or 1) // rest)
     devices = hardware.cpu_cores() if chip == "cpu" else copies * rest
     rows = train.batch_size // train.micro_batches // (copies * mesh.fsdp * mesh.expert)
-    price = options.price if options.price is not None else cost.price
+    if options.price is not None:  # the flag goes before whatever the config says of rates
+        cost = dataclasses.replace(cost, price=options.price, price_kind=None)
     return make_plan(
         config.model,
         tokens=options.tokens or train.steps * train.batch_size * seq_len,
         seq_len=seq_len,
         hardware=chip,
         devices=options.devices or devices,
-        price=prices.resolve(chip, price),
+        price=cost.rate(chip),
         mfu=mfu,
         mfu_source=None if mfu is None else "config" if options.mfu is None else "--mfu",
         region=cost.region,
+        pue=cost.pue,
+        dollars_per_kwh=cost.dollars_per_kwh,
+        purchase=cost.purchase(chip),
         shards=parameter_shards(config.model, seq_len, mesh),
         tokens_per_device=max(1, rows) * seq_len,
     )

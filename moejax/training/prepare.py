@@ -165,7 +165,7 @@ def make_billing(config: RunConfig, mesh: jax.sharding.Mesh) -> Billing:
     devices = hardware.cpu_cores() if name == "cpu" else mesh.size
     peak, source = hardware.peak_flops(name, devices)
     counted = counts.count(config.model, config.train.seq_len)
-    price = prices.resolve(name, config.cost.price)
+    price = config.cost.rate(name)
     flops, moe = counted.flops_per_token.train, config.model.moe
     if moe is None:
         return Billing(name, devices, price, peak, source, flops)
@@ -193,6 +193,9 @@ def plan_run(setup: Setup) -> dict:
         mfu=config.cost.mfu,
         mfu_source="config" if config.cost.mfu else None,
         region=config.cost.region,
+        pue=config.cost.pue,
+        dollars_per_kwh=config.cost.dollars_per_kwh,
+        purchase=config.cost.purchase(billing.hardware),
         peak_flops=billing.peak_flops,
         peak_source=billing.peak_source,
         shards=parameter_shards(config.model, config.train.seq_len, config.mesh),

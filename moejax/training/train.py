@@ -8,6 +8,7 @@ import jax
 
 from moejax.config import UserError
 from moejax.cost.ledger import Ledger, process_age
+from moejax.cost.meter import open_meter
 from moejax.training import prepare, run_dir
 from moejax.training.loop import Run, RunFailed
 from moejax.training.run_config import RunConfig
@@ -51,6 +52,8 @@ def train(config: RunConfig, workdir: str, *, bill_process: bool = False) -> dic
             final=config.cost.final,
             region=config.cost.region,
             plan=prepare.plan_run(setup),
+            pue=config.cost.pue,
+            meter=open_meter(billing.hardware, setup.mesh.local_devices, billing.devices),
             backfill_seconds=time.monotonic() - begun,
         )
         return _run(setup, directory, ledger)

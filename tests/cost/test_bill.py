@@ -27,6 +27,41 @@ def test_lines_that_are_no_charges_are_passed_over(tmp_path, rubbish):
     assert read(write(tmp_path, header(), rubbish, charge(3.0), rubbish))["wall_seconds"] == 3.0
 
 
+def test_a_measured_segment_and_an_estimated_one_add_up(tmp_path):
+    """36 kJ of 100 s on all of its two cores; the second process, of an older moejax, had none."""
+    meter = {"source": "measured (RAPL)", "devices": 2, "includes": "packages", "reason": ""}
+    measured = {
+        "energy_joules": 36_000.0, "energy_seconds": 99.5, "energy_source": "measured (RAPL)",
+    }  # fmt: skip
+    path = write(
+        tmp_path, header("a", pue=1.0, energy=meter), done(100.0, segment="a", **measured),
+        header("b"), done(100.0, segment="b"),
+    )  # fmt: skip
+    run = read(path)
+    first, second = run["segments"]
+    gap = 0.5 * 2 * 5 * 0.75 * 1.8 / 3.6e6
+    assert first["energy_kwh"] == pytest.approx(0.01 * 1.8 + gap)
+    assert first["energy_measured_kwh"] == pytest.approx(0.01)
+    assert second["energy_kwh"] == pytest.approx(100 * 2 * 5 * 0.75 * 1.8 * 1.25 / 3.6e6)
+    assert run["energy_kwh"] == pytest.approx(first["energy_kwh"] + second["energy_kwh"])
+    assert run["energy_measured_kwh"] is None  # not of all of it
+    assert run["energy_source"] == "measured (RAPL); estimate"
+    assert "(measured (RAPL); estimate, all in)" in format_ledger(summarize([path]))
+
+
+def test_one_hosts_measurement_stands_for_all(tmp_path):
+    meter = {"source": "measured (NVML)", "devices": 8, "includes": "boards", "reason": ""}
+    measured = {
+        "energy_joules": 3.6e6, "energy_seconds": 100.0, "energy_source": "measured (NVML)",
+    }  # fmt: skip
+    run = read(write(
+        tmp_path, header(hardware="h100_sxm", devices=16, energy=meter), done(100.0, **measured)
+    ))  # fmt: skip
+    assert run["energy_measured_kwh"] == pytest.approx(2.0)
+    assert run["energy_kwh"] == pytest.approx(2.0 * 1.82 * 1.25)
+    assert run["energy_source"] == "measured (NVML), 8 of 16 devices"
+
+
 def test_two_processes_may_write_to_one_ledger(tmp_path):
     run = read(write(
         tmp_path, header("a"), header("b"), charge(1, "a"), charge(10, "b"), charge(2, "a"),

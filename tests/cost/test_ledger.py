@@ -14,7 +14,9 @@ import pytest
 from moejax.config import ConfigError, UserError
 from moejax.cost import ledger
 from moejax.cost.bill import read
+from moejax.cost.counters import Unreadable
 from moejax.cost.ledger import PHASES, Ledger, process_age
+from moejax.cost.meter import EnergyMeter
 from moejax.cost.prices import Price
 
 PRICE = Price(36.0, "user", "a test", "2025-01-01")  # a cent a device-second
@@ -111,6 +113,102 @@ def test_the_bill_of_a_run_by_hand(tmp_path, clock):
     assert found["co2_kg"] == pytest.approx(found["energy_kwh"] * 0.475)
 
 
+class Counter:
+    """Ten joules at each reading, until it breaks."""
+
+    broken = False
+
+    def delta(self):
+        if self.broken:
+            raise Unreadable("GPU is lost")
+        return 10.0
+
+
+def lines(path):
+    return [json.loads(line) for line in (path / "ledger.jsonl").read_text().splitlines()]
+
+
+def test_measured_energy_goes_into_every_charge(tmp_path, clock):
+    """20 J of two devices in 10 s, x 1.8 for the server x a PUE of 1.5, on France's grid."""
+    closed = []
+    meter = EnergyMeter(
+        "measured (NVML)", [Counter()], devices=2, includes="boards", clock=lambda: clock.now,
+        close=lambda: closed.append(True),
+    )  # fmt: skip
+    bill = opened(tmp_path, meter=meter, pue=1.5, region="france")  # reads once: 10 J
+    clock.pass_(10)
+    bill.close("completed")  # and again
+    assert closed == [True]
+    header, first, last = lines(tmp_path)
+    assert header["pue"] == 1.5
+    assert header["energy"] == {
+        "source": "measured (NVML)", "devices": 2, "includes": "boards", "reason": "",
+    }  # fmt: skip
+    assert (first["energy_joules"], last["energy_joules"]) == (10.0, 20.0)
+    assert (last["energy_seconds"], last["energy_source"]) == (10.0, "measured (NVML)")
+    assert "energy_reason" not in last
+    found = read(tmp_path)
+    assert found["energy_measured_kwh"] == pytest.approx(20 / 3.6e6)
+    assert found["energy_kwh"] == pytest.approx(20 / 3.6e6 * 1.8 * 1.5)
+    assert found["co2_kg"] == pytest.approx(found["energy_kwh"] * 0.056)
+    assert found["energy_source"] == "measured (NVML)"
+    assert found["energy_includes"] == "boards; x 1.8 for the server x 1.5 (PUE)"
+    assert found["energy_reason"] is None
+
+
+def test_what_the_meter_missed_is_estimated(tmp_path, clock):
+    """5 s of start-up before it and 5 s after it broke, of 20 s; 2 cores of 5 W and their share."""
+    counter = Counter()
+    meter = EnergyMeter("measured (RAPL)", [counter], devices=2, clock=lambda: clock.now)
+    bill = opened(tmp_path, meter=meter, backfill_seconds=5.0)
+    clock.pass_(10)
+    bill._flush("charge")
+    counter.broken = True
+    clock.pass_(5)
+    bill.close("completed")
+    assert lines(tmp_path)[-1]["energy_reason"] == "GPU is lost"
+    found = read(tmp_path)
+    around = 1.8 * 1.25
+    estimate = 10 * 2 * 5 * 0.75 * around / 3.6e6
+    assert found["energy_measured_kwh"] == pytest.approx(20 / 3.6e6)
+    assert found["energy_kwh"] == pytest.approx(20 / 3.6e6 * around + estimate)
+    assert found["energy_source"] == "measured (RAPL) 50.0 % of the time, else estimate"
+    assert found["energy_reason"] == "GPU is lost"
+
+
+def test_a_meter_that_cannot_measure_leaves_its_reason(tmp_path, clock):
+    bill = opened(tmp_path, meter=EnergyMeter("estimate", reason="no counters"))
+    clock.pass_(10)
+    bill.close("completed")
+    assert "energy_joules" not in lines(tmp_path)[-1]
+    found = read(tmp_path)
+    assert (found["energy_source"], found["energy_reason"]) == ("estimate", "no counters")
+    assert found["energy_measured_kwh"] is None
+    assert found["energy_kwh"] == pytest.approx(10 * 2 * 5 * 0.75 * 1.8 * 1.25 / 3.6e6)
+
+
+def test_a_slow_meter_does_not_hold_up_the_training_loop(tmp_path):
+    reading, release = threading.Event(), threading.Event()
+
+    class Slow:
+        def delta(self):
+            reading.set()
+            release.wait(20)
+            return 0.0
+
+    meter = EnergyMeter("measured (NVML)", [], devices=1)
+    bill = opened(tmp_path, meter=meter)
+    meter._counters = [Slow()]
+    assert reading.wait(20)  # the flushing thread waits for the counter
+    start = time.monotonic()
+    bill.add(1, 1.0, 1)
+    bill.enter("train")
+    took = time.monotonic() - start
+    release.set()
+    bill.close("completed")
+    assert took < 1.0
+
+
 def test_resuming_adds_a_segment_at_its_own_rate(tmp_path, clock):
     first = opened(tmp_path)
     with first.phase("train"):
@@ -170,6 +268,8 @@ def test_unknown_names(tmp_path):
         opened(tmp_path / "other", hardware="gpu")
     with pytest.raises(ConfigError, match=r"cost\.region"):
         opened(tmp_path / "other", region="mars")
+    with pytest.raises(ConfigError, match=r"cost\.pue"):
+        opened(tmp_path / "other", pue=0.5)
     assert not (tmp_path / "other").exists()
 
 

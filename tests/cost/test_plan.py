@@ -38,25 +38,6 @@ def test_hours_do_not_depend_on_the_number_of_devices_but_days_do():
     assert few["wall_days"] == pytest.approx(8 * many["wall_days"])
 
 
-@pytest.mark.parametrize("price, millions", [(33_800, 4.5), (44_750, 5.9)])
-def test_v3_by_the_owned_lens(price, millions):
-    """V3's 2,788K hours by Epoch's formula, about $4.5M / $5.9M."""
-    found = plan.owned_dollars("h800_sxm", 2.788e6, purchase_dollars=price)
-    assert found == pytest.approx(millions * 1e6, rel=0.01)
-
-
-def test_owned_hardware_loses_value():
-    """0.14 orders of magnitude a year; energy costs the same."""
-    new = plan.owned_dollars("h800_sxm", 1e6)
-    old = plan.owned_dollars("h800_sxm", 1e6, years_since_acquisition=1.0)
-    power = 1e6 * 0.7 * 1.82 * 0.75 * 1.25 * 0.0771
-    assert (old - power) == pytest.approx((new - power) * 10**-0.14)
-
-
-def test_no_purchase_price_no_owned_lens():
-    assert plan.owned_dollars("tpu_v4", 1.0) is None
-
-
 def make(**changes):
     options = {
         "tokens": 2e12, "seq_len": 4096, "hardware": "h800_sxm", "devices": 256,
@@ -90,6 +71,10 @@ CONTRACT = [
     "price.kind",
     "price.source",
     "price.date",
+    "price.book",
+    "purchase.dollars",
+    "purchase.source",
+    "purchase.date",
 ]
 
 
@@ -110,6 +95,17 @@ def test_a_plans_numbers_belong_together():
     assert found["dollars"]["rental"] == pytest.approx(2.0 * 256 * seconds / 3600)
     assert (found["mfu"], found["mfu_source"]) == (0.5, "measured here")
     assert make()["mfu_source"] == "default"
+
+
+def test_the_data_centre_and_the_price_of_electricity_are_choices():
+    one, other = make(), make(pue=1.0, dollars_per_kwh=0.2)
+    assert other["energy_kwh"] == pytest.approx(one["energy_kwh"] / 1.25)
+    assert other["co2_kg"] == pytest.approx(one["co2_kg"] / 1.25)
+    extra = other["energy_kwh"] * 0.2 - one["energy_kwh"] * 0.0771
+    assert other["dollars"]["owned"] - one["dollars"]["owned"] == pytest.approx(extra)
+    dearer = dataclasses.replace(prices.purchase("h800_sxm"), dollars=44_750.0)
+    assert make(purchase=dearer)["dollars"]["owned"] > one["dollars"]["owned"]
+    assert make(purchase=dearer)["purchase"]["dollars"] == 44_750.0
 
 
 def test_weights_gradients_and_moments_are_split_over_shards():
@@ -139,6 +135,7 @@ def test_remat_saves_activations():
 def test_unknown_energy_and_memory_stay_unknown():
     found = make(hardware="tpu_v5p", price=prices.resolve("tpu_v5p"))
     assert found["energy_kwh"] is found["co2_kg"] is found["dollars"]["owned"] is None
+    assert found["purchase"] is None
     cpu = make(hardware="cpu", price=prices.resolve("cpu"), peak_flops=1e11)
     assert cpu["memory_fits"] is None
     assert "unknown" in plan.format_plan(found)
@@ -155,6 +152,8 @@ def test_unknown_energy_and_memory_stay_unknown():
         ({"shards": 0}, "shards = 0: must be above zero"),
         ({"hardware": "h800_smx"}, "did you mean 'h800_sxm'"),
         ({"region": "mars"}, r"cost\.region = 'mars'"),
+        ({"pue": 0.9}, r"cost\.pue = 0.9"),
+        ({"dollars_per_kwh": -1.0}, r"cost\.dollars_per_kwh = -1.0"),
     ],
 )
 def test_bad_plans(changes, message):
