@@ -13,6 +13,7 @@ from moejax.cost.segments import FILE_NAME, PHASES, Segment, ledger_errors, segm
 
 _NOT_RUNS = ("checkpoints", "tensorboard")
 _SUMS = (*totals.SUMS, "steps")
+_KNOWN = (*totals.KNOWN, "energy_measured_kwh")
 
 
 def read(directory: str | os.PathLike) -> dict[str, Any]:
@@ -24,7 +25,8 @@ def read(directory: str | os.PathLike) -> dict[str, Any]:
       devices computed while training. ``goodput`` is seconds of phases train and rollout over wall
       seconds: how much of the time they did. Both are None without training. ``energy_kwh`` is at
       the data centre's meter: measured where the devices have counters, else an estimate (see
-      ``Segment.consumption``), None where the chip's power is not published either. ``redone`` is
+      ``Segment.consumption``), None where the chip's power is not published either; of
+      ``dollars_owned`` see ``Segment.owned_dollars``. ``redone`` is
       what was trained again after a resume from an older checkpoint (``moejax.cost.redone``; None
       where the ledger does not say), ``tokens_seen`` what the last state has seen, ``use`` where
       device-hours and dollars went (``moejax.cost.totals.USES``), ``idle`` the time between
@@ -85,9 +87,7 @@ def _run(path: pathlib.Path, parts: list[Segment]) -> dict[str, Any]:
         **total,
         "tokens_seen": None if kept is None else redone.tokens_seen(parts),
         "redone": None if kept is None else redone.summary(parts, kept),
-        "energy_kwh": totals.sum_known(bill["energy_kwh"] for bill in bills),
-        "co2_kg": totals.sum_known(bill["co2_kg"] for bill in bills),
-        "energy_measured_kwh": totals.sum_known(bill["energy_measured_kwh"] for bill in bills),
+        **{name: totals.sum_known(bill[name] for bill in bills) for name in _KNOWN},
         "energy_source": "; ".join(dict.fromkeys(bill["energy_source"] for bill in bills)),
         "energy_includes": bills[-1]["energy_includes"],
         "energy_reason": bills[-1]["energy_reason"],

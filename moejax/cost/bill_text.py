@@ -8,8 +8,6 @@ from moejax.cost.plan_against import PARTS
 from moejax.cost.segments import PHASES
 from moejax.cost.totals import USES
 
-_HEAD = ("run", "stage", "status", "devices", "wall", "device-h", "dollars", "tokens", "FLOP",
-         "MFU", "goodput")  # fmt: skip
 _USES = {
     "steps": "training", "redone": "redone steps", "stalls": "stalls",
     "around": "start-up, compilation, evaluation, checkpoints",
@@ -37,15 +35,20 @@ def format_ledger(summary: Mapping[str, Any]) -> str:
 
 
 def _rows(runs: Sequence[Mapping[str, Any]], total: Mapping[str, Any]) -> list[Sequence[str]]:
-    rows: list[Sequence[str]] = [_HEAD]
+    """Runs, subtotals where there are several, and totals; owners' dollars where any are known."""
+    owned = any(run["dollars_owned"] is not None for run in runs)
+    rows: list[Sequence[str]] = [(
+        "run", "stage", "status", "devices", "wall", "device-h", "dollars",
+        *(["owned"] if owned else []), "tokens", "FLOP", "MFU", "goodput",
+    )]  # fmt: skip
     for run in runs:
         rows.append((
             f"{run['id']}{' *' if run['final'] else ''}", run["stage"], run["status"],
             f"{run['devices']} {run['device']}", text.duration(run["wall_seconds"]),
-            *_sums(run), text.percent(run["mfu"]), text.percent(run["goodput"]),
+            *_sums(run, owned), text.percent(run["mfu"]), text.percent(run["goodput"]),
         ))  # fmt: skip
     sums = lambda label, stage, status, group: (
-        label, stage, status, _runs(group["runs"]), "", *_sums(group), "", "",
+        label, stage, status, _runs(group["runs"]), "", *_sums(group, owned), "", "",
     )  # fmt: skip
     for name, column in (("by_stage", 1), ("by_status", 2)):
         if len(total[name]) > 1:
@@ -53,7 +56,7 @@ def _rows(runs: Sequence[Mapping[str, Any]], total: Mapping[str, Any]) -> list[S
                 rows.append(sums("", *(key if i == column else "" for i in (1, 2)), group))
     for label, name in (("headline *", "headline"), ("all in", "all_in")):
         group = total[name]
-        rows.append((label, _runs(group["runs"]), "", "", "", *_sums(group), "", ""))
+        rows.append((label, _runs(group["runs"]), "", "", "", *_sums(group, owned), "", ""))
     return rows
 
 
@@ -61,9 +64,10 @@ def _runs(number: int) -> str:
     return f"{number} run{'' if number == 1 else 's'}"
 
 
-def _sums(figures: Mapping[str, Any]) -> tuple[str, ...]:
+def _sums(figures: Mapping[str, Any], owned: bool) -> tuple[str, ...]:
     return (
         f"{figures['device_hours']:.3g}", text.dollars(figures["dollars"]),
+        *([text.dollars(figures["dollars_owned"])] if owned else []),
         text.si(figures["tokens"]), text.si(figures["model_flops"]),
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ Durations are by the monotonic clock; the wall clock only labels.
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -21,10 +22,9 @@ from typing import Any, Self
 
 import psutil
 
-from moejax.cost import bill, plan_against
-from moejax.cost.energy import carbon_factor, overhead
+from moejax.cost import bill, energy, plan_against
 from moejax.cost.meter import EnergyMeter
-from moejax.cost.prices import Price
+from moejax.cost.prices import Price, Purchase
 from moejax.cost.segments import PHASES, STATUSES, VERSION, identify_process
 
 __all__ = ["PHASES", "STATUSES", "Ledger", "process_age"]
@@ -105,6 +105,8 @@ class Ledger:
         plan: Mapping[str, Any] | None = None,
         pue: float | None = None,
         meter: EnergyMeter | None = None,
+        purchase: Purchase | None = None,
+        dollars_per_kwh: float = energy.DOLLARS_PER_KWH,
         backfill_seconds: float | None = None,
     ) -> Self:
         """Opens a run's ledger, new or to go on with, and begins a segment in phase ``other``.
@@ -122,6 +124,9 @@ class Ledger:
           plan: ``moejax.cost.plan.make_plan`` of the whole run, to compare its bill with.
           pue: power usage effectiveness of the data centre; None takes the chip's usual one.
           meter: measures energy, and is closed with the ledger; None leaves it to the estimate.
+          purchase: what a device costs to buy, for the ``owned`` lens; None takes the packaged
+            book's when the ledger is read.
+          dollars_per_kwh: price of electricity, for the ``owned`` lens.
           backfill_seconds: time before this call, charged to ``startup``; None means since the
             process began for its first ledger, and nothing for any later one.
 
@@ -131,8 +136,8 @@ class Ledger:
           OSError: the file cannot be written.
         """
         global _startup_charged
-        overhead(hardware, pue)
-        carbon_factor(region)
+        energy.overhead(hardware, pue)
+        energy.carbon_factor(region)
         if backfill_seconds is None:
             backfill_seconds = 0.0 if _startup_charged else process_age()
         _startup_charged = True
@@ -151,6 +156,8 @@ class Ledger:
             "region": region,
             "pue": pue,
             "energy": None if meter is None else meter.describe(),
+            "purchase": purchase and dataclasses.asdict(purchase),
+            "dollars_per_kwh": dollars_per_kwh,
             **identify_process(),
             **({} if plan is None else {"plan": plan_against.record(plan)}),
         }

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from moejax.config import UserError
-from moejax.cost import energy, text
+from moejax.cost import energy, owned, prices, text
 from moejax.cost import hardware as chips
 
 FILE_NAME = "ledger.jsonl"
@@ -34,7 +34,7 @@ class Segment:
     Attributes:
       header: the ``open`` line: run_id, stage, hardware, devices, price, peak_flops, final,
         region, pue, energy (what the meter says of itself), host, pid, process_start; newer ones
-        boot_id, process_ticks and plan too.
+        boot_id, process_ticks, purchase, dollars_per_kwh and plan too.
       charge: the last whole ``charge`` or ``close`` line, empty before the first.
       closed: the status of the ``close`` line; None where there is none.
     """
@@ -81,9 +81,33 @@ class Segment:
             "tokens": self.charge.get("tokens", 0),
             "model_flops": self.charge.get("model_flops", 0.0),
             "steps": self.charge.get("steps", 0),
+            "dollars_owned": self.owned_dollars(device_hours, found["energy_kwh"]),
             **found,
             "co2_kg": energy.carbon_kg(found["energy_kwh"], self.header["region"]),
         }
+
+    def owned_dollars(self, device_hours: float, kwh: float | None) -> float | None:
+        """What the segment cost an owner of its devices, US dollars (``moejax.cost.owned``).
+
+        The electricity is the segment's own, measured where it was.
+
+        Args:
+          device_hours: hours, all devices together.
+          kwh: energy at the data centre's meter; None where it is not known.
+
+        Returns:
+          None where the price to buy a device, which the ``open`` line may hold, or the energy is
+          not known.
+        """
+        header = self.header
+        book = prices.purchase(header["hardware"])
+        recorded = header.get("purchase")
+        price = recorded["dollars"] if recorded else book and book.dollars
+        if price is None or kwh is None:
+            return None
+        hardware = owned.hardware_dollars_per_hour(price)
+        electricity = kwh * header.get("dollars_per_kwh", energy.DOLLARS_PER_KWH)
+        return (hardware + owned.network_dollars_per_hour(hardware)) * device_hours + electricity
 
     def consumption(self) -> dict[str, Any]:
         """The segment's energy: measured where it was, and else estimated.

@@ -3,10 +3,12 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from moejax.cost import lenses
 from moejax.cost.redone import Kept
 from moejax.cost.segments import Segment
 
 SUMS = ("dollars", "device_hours", "tokens", "model_flops")
+KNOWN = ("dollars_owned", "energy_kwh", "co2_kg")  # None where a part is not known
 # Stages of a model in their order, by the name that ``stage`` of a config gives them; any other
 # name is a stage of its own, after these.
 STAGES = {
@@ -56,14 +58,13 @@ def total(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
       ``headline`` (runs marked final) and ``all_in`` (every run), each with ``runs`` (how many),
-      SUMS, ``energy_kwh`` and ``co2_kg``; ``by_stage`` and ``by_status``, the same for the runs of
+      SUMS and KNOWN; ``by_stage`` and ``by_status``, the same for the runs of
       each (rollouts of a run of stage ``rl_train`` are stage ``rl_rollout``); ``ratio`` of dollars,
       all-in over headline, None without a headline; and ``made_of``, parts of the all-in figure
       that add up to it, with ``device_hours`` and ``dollars``: USES of the final runs, then
       ``ablations`` (other runs that ended as they should) and other runs by status.
     """
-    final = [run for run in runs if run["final"]]
-    headline, all_in = _sums(final), _sums(runs)
+    headline, all_in = _sums(lenses.headline(runs)), _sums(lenses.all_in(runs))
     return {
         "headline": headline,
         "all_in": all_in,
@@ -82,7 +83,7 @@ def sum_known(values: Iterable[float | None]) -> float | None:
 
 def _sums(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     sums = {name: sum(run[name] for run in runs) for name in SUMS}
-    known = {name: sum_known(run[name] for run in runs) for name in ("energy_kwh", "co2_kg")}
+    known = {name: sum_known(run[name] for run in runs) for name in KNOWN}
     return {"runs": len(runs), **sums, **known}
 
 
@@ -104,7 +105,7 @@ def _stages_of(run: dict[str, Any]) -> list[dict[str, Any]]:
     if run["stage"] != "rl_train" or not seconds:
         return [run]
     share = seconds / run["wall_seconds"]
-    timed = ("dollars", "device_hours", "energy_kwh", "co2_kg")
+    timed = ("dollars", "device_hours", *KNOWN)
     scaled = lambda by: {k: None if run[k] is None else run[k] * by for k in timed}
     rollouts = {**run, **scaled(share), "stage": "rl_rollout", "tokens": 0, "model_flops": 0.0}
     return [rollouts, {**run, **scaled(1 - share)}]

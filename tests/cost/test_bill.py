@@ -1,6 +1,7 @@
 """Reading ledgers: one run, many runs, headline against all-in, and what cannot be read."""
 
 import json
+import math
 import os
 import socket
 
@@ -198,3 +199,32 @@ def test_directories_without_runs(tmp_path):
         summarize([tmp_path / "nowhere"])
     with pytest.raises(UserError, match=r"holds no ledger\.jsonl"):
         read(tmp_path / "empty")
+
+
+def test_what_an_owner_pays(tmp_path):
+    """An hour of one H800: by hand from Epoch AI's formula, then with another price of one."""
+    h800 = dict(hardware="h800_sxm", devices=1)
+    run = read(write(tmp_path / "a", header(**h800, purchase={"dollars": 33_800.0}), done(3600.0)))
+    hardware = 33_800 * 0.14 * math.log(10) / 8766 / (1 - 0.19)
+    power = 0.7 * 1.82 * 0.75 * 1.25
+    assert run["dollars_owned"] == pytest.approx(hardware + power * 0.0771)
+    dear = header(**h800, purchase={"dollars": 67_600.0}, dollars_per_kwh=0.0)
+    run = read(write(tmp_path / "b", dear, done(3600.0)))
+    assert run["dollars_owned"] == pytest.approx(2 * hardware)
+    assert read(write(tmp_path / "c", header(**h800), done(3600.0)))["dollars_owned"] > 0
+    summary = summarize([tmp_path / "a", tmp_path / "b"])
+    total = summary["total"]["all_in"]["dollars_owned"]
+    assert total == pytest.approx(3 * hardware + power * 0.0771)
+    table = format_ledger(summary).splitlines()
+    assert "owned" in table[0].split() and f"${total:.2f}" in table[4].split()
+
+
+def test_nobody_says_what_a_core_costs_to_buy(tmp_path):
+    write(tmp_path / "a", header(), done(3600.0))
+    summary = summarize([tmp_path])
+    assert summary["runs"][0]["dollars_owned"] is None
+    assert "owned" not in format_ledger(summary)
+    write(tmp_path / "b", header(hardware="h800_sxm"), done(3600.0))
+    summary = summarize([tmp_path])
+    assert summary["total"]["all_in"]["dollars_owned"] is None
+    assert "unknown" in format_ledger(summary)
