@@ -161,7 +161,8 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _ledger(options: argparse.Namespace) -> int:
-    from moejax.cost.bill import format_ledger, summarize
+    from moejax.cost.bill import summarize
+    from moejax.cost.bill_text import format_ledger
 
     summary = summarize(options.directories)
     _print(options, summary, format_ledger(summary))

@@ -8,27 +8,26 @@ Durations are by the monotonic clock; the wall clock only labels.
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
 import pathlib
-import socket
 import threading
 import time
 import types
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import psutil
 
-from moejax.cost import bill
-from moejax.cost.bill import PHASES, STATUSES, format_ledger, read, summarize
-from moejax.cost.energy import carbon_factor, overhead
+from moejax.cost import bill, energy, plan_against
 from moejax.cost.meter import EnergyMeter
-from moejax.cost.prices import Price
+from moejax.cost.prices import Price, Purchase
+from moejax.cost.segments import PHASES, STATUSES, VERSION, identify_process
 
-__all__ = ["PHASES", "STATUSES", "Ledger", "format_ledger", "process_age", "read", "summarize"]
+__all__ = ["PHASES", "STATUSES", "Ledger", "process_age"]
 
 FLUSH_SECONDS = 0.8  # leaves a margin below the promised second
 
@@ -64,7 +63,7 @@ class Ledger:
         self, path: pathlib.Path, header: dict[str, Any], startup_seconds: float,
         meter: EnergyMeter | None = None,
     ):  # fmt: skip
-        self._earlier = bill.totals(path)
+        self._earlier = bill.spent(path)
         self._header = header
         self._meter = meter
         self._rate = header["price"]["dollars_per_hour"] * header["devices"] / 3600
@@ -75,6 +74,7 @@ class Ledger:
         self._phase = "other"
         self._since = time.monotonic()
         self._tokens, self._flops, self._steps = 0, 0.0, 0
+        self._began: dict[str, int] = {}
         self._closed = False
         self._warned = False
 
@@ -102,8 +102,11 @@ class Ledger:
         peak_flops: float | None,
         final: bool = False,
         region: str = "world",
+        plan: Mapping[str, Any] | None = None,
         pue: float | None = None,
         meter: EnergyMeter | None = None,
+        purchase: Purchase | None = None,
+        dollars_per_kwh: float = energy.DOLLARS_PER_KWH,
         backfill_seconds: float | None = None,
     ) -> Self:
         """Opens a run's ledger, new or to go on with, and begins a segment in phase ``other``.
@@ -118,8 +121,12 @@ class Ledger:
           peak_flops: FLOP/s of all the devices together, for MFU; None where unknown.
           final: whether the run counts in the headline.
           region: whose grid the carbon is counted by.
+          plan: ``moejax.cost.plan.make_plan`` of the whole run, to compare its bill with.
           pue: power usage effectiveness of the data centre; None takes the chip's usual one.
           meter: measures energy, and is closed with the ledger; None leaves it to the estimate.
+          purchase: what a device costs to buy, for the ``owned`` lens; None takes the packaged
+            book's when the ledger is read.
+          dollars_per_kwh: price of electricity, for the ``owned`` lens.
           backfill_seconds: time before this call, charged to ``startup``; None means since the
             process began for its first ledger, and nothing for any later one.
 
@@ -129,15 +136,15 @@ class Ledger:
           OSError: the file cannot be written.
         """
         global _startup_charged
-        overhead(hardware, pue)
-        carbon_factor(region)
+        energy.overhead(hardware, pue)
+        energy.carbon_factor(region)
         if backfill_seconds is None:
             backfill_seconds = 0.0 if _startup_charged else process_age()
         _startup_charged = True
         header = {
             "segment": uuid.uuid4().hex[:12],
             "event": "open",
-            "version": bill.VERSION,
+            "version": VERSION,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "run_id": run_id,
             "stage": stage,
@@ -149,9 +156,10 @@ class Ledger:
             "region": region,
             "pue": pue,
             "energy": None if meter is None else meter.describe(),
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "process_start": psutil.Process().create_time(),
+            "purchase": purchase and dataclasses.asdict(purchase),
+            "dollars_per_kwh": dollars_per_kwh,
+            **identify_process(),
+            **({} if plan is None else {"plan": plan_against.record(plan)}),
         }
         return cls(pathlib.Path(path), header, backfill_seconds, meter)
 
@@ -196,6 +204,16 @@ class Ledger:
                 self._tokens += tokens
                 self._flops += model_flops
                 self._steps += steps
+
+    def begin_from(self, step: int, tokens: int) -> None:
+        """Says which state this segment trains on from: what is beyond it in earlier ones is lost.
+
+        Args:
+          step: optimizer steps that the state has behind it; 0 for a new one.
+          tokens: tokens that it has seen.
+        """
+        with self._lock:
+            self._began = {"from_step": step, "from_tokens": tokens}
 
     def close(self, status: str) -> None:
         """Writes the final charge with a status (one of STATUSES); a second call does nothing.
@@ -315,6 +333,7 @@ class Ledger:
                     "tokens": self._tokens,
                     "model_flops": self._flops,
                     "steps": self._steps,
+                    **self._began,
                     **measured,
                 }
             self._write(record if status is None else {**record, "status": status})

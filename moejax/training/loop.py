@@ -135,6 +135,7 @@ class Run:
             if self.directory.resumed:
                 self._say("resuming: the run has no checkpoint yet, so from step 0")
             self.state: TrainState = self._init(jax.random.key(self.config.seed))
+        self.ledger.begin_from(self.step, self.tokens)
         self.progress = Progress(train.steps, self.step)
         self.writer = MetricWriter(self.directory.path, resume_step=self.step)
         self.batches = train_iterator(

@@ -51,7 +51,10 @@ def train(config: RunConfig, workdir: str, *, bill_process: bool = False) -> dic
             peak_flops=billing.peak_flops,
             final=config.cost.final,
             region=config.cost.region,
+            plan=prepare.plan_run(setup),
             pue=config.cost.pue,
+            purchase=config.cost.purchase(billing.hardware),
+            dollars_per_kwh=config.cost.dollars_per_kwh,
             meter=open_meter(billing.hardware, setup.mesh.local_devices, billing.devices),
             backfill_seconds=time.monotonic() - begun,
         )

@@ -13,8 +13,9 @@ import pytest
 
 from moejax.config import ConfigError, UserError
 from moejax.cost import ledger
+from moejax.cost.bill import read
 from moejax.cost.counters import Unreadable
-from moejax.cost.ledger import PHASES, Ledger, process_age, read
+from moejax.cost.ledger import PHASES, Ledger, process_age
 from moejax.cost.meter import EnergyMeter
 from moejax.cost.prices import Price
 
