@@ -8,7 +8,7 @@ from typing import Any
 
 from moejax.config import ConfigError, check
 from moejax.cost import counts
-from moejax.cost.bill import FILE_NAME, segments
+from moejax.cost.segments import FILE_NAME, segments
 from moejax.models.model_config import ModelConfig
 
 
