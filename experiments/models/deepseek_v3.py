@@ -8,8 +8,9 @@ AdamW, 2.2e-4 after 2,000 steps, constant to 10T tokens, then a cosine to 2.2e-5
 2.2e-5 and 7.3e-6 (here a line from 10T to 2.2e-5); 3,072 rows rising to 15,360 over 469B tokens
 (here 15,360 throughout); selection bias frozen for the last 500B; MTP weight 0.3, from 10T on 0.1.
 
-Utilisation, as moejax takes it where nothing is given: 38.94 % (ISCA 2025, table 4) by FLOPs without
-the MTP module, which are 250.45 GFLOP a token; by the 260.64 that count it, 40.5 %. The mesh is not theirs (16 stages, 64 expert-parallel).
+Utilisation: 38.94 % (ISCA 2025, table 4) by FLOPs without the MTP module, which are 250.45 GFLOP a
+token; by the 260.64 that count it, 40.5 %, which moejax assumes where nothing is given. The mesh is
+not theirs (16 stages, 64 expert-parallel).
 
 moejax plan: 2.672M device-hours, $5.345M at $2 an hour.
 """

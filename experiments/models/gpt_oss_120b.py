@@ -3,7 +3,7 @@
 Published (model card, arXiv 2508.10925): 2.1M H100 hours; neither tokens nor dollars nor recipe.
 The plan is for one trillion tokens, with a recipe and a number of GPUs that are assumed.
 
-moejax plan: 23.5K device-hours, $70.4K at $2.99 an hour.
+moejax plan: 23.55K device-hours, $70.4K at $2.99 an hour.
 """
 
 import ml_collections

@@ -4,7 +4,7 @@ Published (model card, arXiv 2508.10925): almost ten times fewer H100 hours than
 gpt-oss-120b; neither tokens nor dollars nor recipe. The plan is for one trillion tokens, with a
 recipe and a number of GPUs that are assumed.
 
-moejax plan: 16.5K device-hours, $49.3K at $2.99 an hour.
+moejax plan: 16.50K device-hours, $49.35K at $2.99 an hour.
 """
 
 import ml_collections
