@@ -80,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--expert-devices", type=int, help="devices that hold the experts")
     plan.add_argument("--compare", metavar="CHIP,CHIP", help="a table of the same training on "
                       "several chips")  # fmt: skip
+    plan.add_argument("--published", metavar="NAME", nargs="?", const="all",
+                      help="bills that others published, rebuilt: all of them, one, or a FILE.py "
+                      "with get_bill()")  # fmt: skip
     plan.add_argument("--budget", metavar="AMOUNT", help="turn the plan round: which model for "
                       "'$100k', 100kUSD or 1e22FLOP, by published scaling laws")  # fmt: skip
     plan.add_argument("--law", metavar="NAME", help="with --budget: the law whose model is planned")
@@ -163,11 +166,16 @@ def _plan(options: argparse.Namespace) -> int:
     from moejax.cost.budget_text import format_budget_plan
     from moejax.cost.compare import format_compare
     from moejax.cost.plan_text import format_plan
+    from moejax.cost.published.table import format_published
     from moejax.training import plan_command
 
     plan = plan_command.plan(options)
-    show = format_plan if options.budget is None else format_budget_plan
-    show = format_compare if options.compare else show
+    forms = (
+        (options.published, format_published),
+        (options.budget, format_budget_plan),
+        (options.compare, format_compare),
+    )
+    show = next((form for flag, form in forms if flag is not None), format_plan)
     _print(options, plan, show(plan))
     return 0
 

@@ -8,7 +8,7 @@ throughout); 4M tokens a step; balance loss 0.01, z-loss 0.001.
 
 moejax plan: 29.11K device-hours, $87.0K at $2.99 an hour.
 
-The published days are a utilisation of 18.6 %, by these FLOPs.
+The published days are a utilisation of 18.5 %, by these FLOPs.
 """
 
 import ml_collections

@@ -13,6 +13,7 @@ from moejax.cost.cost_config import CostConfig
 from moejax.cost.memory import Placement
 from moejax.cost.plan import make_plan
 from moejax.cost.prices import Price
+from moejax.cost.published import published
 from moejax.cost.utilisation import Utilisation
 from moejax.models.model_config import ModelConfig
 from moejax.models.presets import PRESETS
@@ -35,12 +36,15 @@ def plan(options: Namespace) -> dict[str, Any]:
     and leaves padding out.
 
     With ``--budget`` there is neither config nor model: it chooses them (``plan_budget``). With
-    ``--compare`` there are several chips and a table (``moejax.cost.compare``).
+    ``--compare`` there are several chips and a table (``moejax.cost.compare``). ``--published``
+    plans nothing: it rebuilds bills in print (``moejax.cost.published``).
 
     Raises:
       UserError: neither or both of ``--config`` and ``--model``, flags that contradict each other,
         or one out of range.
     """
+    if options.published is not None:
+        return _published(options)
     if options.budget is not None:
         return _of_budget(options)
     for flag in ("law", "output"):
@@ -56,6 +60,16 @@ def plan(options: Namespace) -> dict[str, Any]:
     subject = _config_subject(options) if options.config else _model_subject(options)
     _check_exchange(options, subject.model)
     return _comparison(options, subject) if options.compare else _one_plan(options, subject)
+
+
+def _published(options: Namespace) -> dict[str, Any]:
+    others = ("config", "model", "budget", "tokens", "seq_len", "hardware", "devices", "price",
+              "price_kind", "price_book", "region", "mfu", "law", "output", *_TRAINING)  # fmt: skip
+    for flag in others:
+        value = getattr(options, flag)
+        check(value is None, f"--{flag.replace('_', '-')}", value,
+              "changes no published bill; leave it out beside --published")  # fmt: skip
+    return published(options.published)
 
 
 def _check_numbers(options: Namespace) -> None:
