@@ -7,6 +7,7 @@ what a compiler keeps beyond that, and fragmentation, are not in it.
 
 import collections
 import dataclasses
+import functools
 
 from moejax.cost import counts, reach
 from moejax.cost import hardware as chips
@@ -82,9 +83,7 @@ def memory_parts(
       where attention is not cuDNN's, logits.
     """
     layout, tokens = placement.layout, placement.rows * seq_len
-    total = counts.count(c, seq_len).params
-    routed = counts.routed_params(c)
-    rest = total.total + total.mtp - routed
+    routed, rest, _ = _sizes(c)
     held = (routed / layout.expert + rest) / (layout.fsdp * layout.tensor)
     item = _item(c, hardware)
     layers, repeated = _layers(c, layout, item, hardware, seq_len)
@@ -108,6 +107,13 @@ def memory_parts(
     }
 
 
+@functools.lru_cache(maxsize=64)
+def _sizes(c: ModelConfig) -> tuple[int, int, dict[str, int]]:
+    """Parameters of routed experts, all others, and all by component; a search asks again."""
+    params, routed = counts.count(c, 1).params, counts.routed_params(c)
+    return routed, params.total + params.mtp - routed, params.by_component
+
+
 def _item(c: ModelConfig, hardware: str) -> int:
     """Bytes of a value in the compute type."""
     return 4 if c.dtype == "float32" or (c.dtype == "auto" and hardware == "cpu") else 2
@@ -118,7 +124,7 @@ def _gathered(c: ModelConfig, layout: Layout, item: int) -> float:
 
     Nothing where no axis gathers and no type changes.
     """
-    parts = counts.count(c, 1).params.by_component
+    _, _, parts = _sizes(c)
     head = c.vocab_size * c.d_model / layout.tensor * (4 + item)
     if layout.fsdp == 1 and item == 4:
         return head
