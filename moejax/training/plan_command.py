@@ -97,16 +97,23 @@ def _of_budget(options: Namespace) -> dict[str, Any]:
             reason = "does not go with --budget; leave out one of the two"
         check(value is None, f"--{flag.replace('_', '-')}", value, reason)
     _check_numbers(options)
+    chip, seq_len = options.hardware or DEFAULT_HARDWARE, options.seq_len or DEFAULT_SEQ_LEN
+
+    def place(model: ModelConfig, devices: int) -> Placement:
+        return Placement(suggest(model, hardware=chip, devices=devices, seq_len=seq_len).layout)
+
     found = plan_budget(
         options.budget,
-        hardware=options.hardware or DEFAULT_HARDWARE,
-        seq_len=options.seq_len or DEFAULT_SEQ_LEN,
+        hardware=chip,
+        seq_len=seq_len,
         law=options.law or DEFAULT_LAW,
         devices=options.devices,
         price=options.price,
         mfu=options.mfu,
         mfu_source="--mfu",
+        place=place,
     )
+    found["plan"]["layout"]["source"] = "suggested"
     if options.output:
         budget_text.write_config(found, chosen_config(found), options.output)
     return found
