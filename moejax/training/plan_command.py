@@ -18,7 +18,7 @@ from moejax.cost.utilisation import Utilisation
 from moejax.models.model_config import ModelConfig
 from moejax.models.presets import PRESETS
 from moejax.parallel import check_fits
-from moejax.parallel.layout import suggest
+from moejax.parallel.layout import placed, suggest
 from moejax.training import run_config
 from moejax.training.prepare import layout_of, optimizer_bytes, placement_of, with_remedies
 
@@ -98,10 +98,6 @@ def _of_budget(options: Namespace) -> dict[str, Any]:
         check(value is None, f"--{flag.replace('_', '-')}", value, reason)
     _check_numbers(options)
     chip, seq_len = options.hardware or DEFAULT_HARDWARE, options.seq_len or DEFAULT_SEQ_LEN
-
-    def place(model: ModelConfig, devices: int) -> Placement:
-        return Placement(suggest(model, hardware=chip, devices=devices, seq_len=seq_len).layout)
-
     found = plan_budget(
         options.budget,
         hardware=chip,
@@ -111,7 +107,7 @@ def _of_budget(options: Namespace) -> dict[str, Any]:
         price=options.price,
         mfu=options.mfu,
         mfu_source="--mfu",
-        place=place,
+        place=placed(chip, seq_len),
     )
     found["plan"]["layout"]["source"] = "suggested"
     if options.output:
