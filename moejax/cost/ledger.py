@@ -80,9 +80,6 @@ class Ledger:
 
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        size = os.fstat(self._file).st_size
-        # A line torn by an earlier kill must not swallow the next one.
-        self._torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
         self._write(self._header)
         self._flush("charge")
         self._stop = threading.Event()
@@ -351,11 +348,14 @@ class Ledger:
         return found | ({"energy_reason": self._meter.reason} if self._meter.reason else {})
 
     def _write(self, record: dict[str, Any]) -> None:
-        """Appends a line in one system call, on a line of its own whatever came before."""
-        line = ("\n" if self._torn else "") + json.dumps(record, separators=(",", ":")) + "\n"
+        """Appends a line in one system call, on a line of its own whatever came before.
+
+        A line torn by a kill or a full disk, another process's too, must not swallow this one.
+        """
+        size = os.fstat(self._file).st_size
+        torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
+        line = ("\n" if torn else "") + json.dumps(record, separators=(",", ":")) + "\n"
         data = line.encode()
-        self._torn = True
         written = os.write(self._file, data)
         if written != len(data):
             raise OSError(f"wrote {written} of {len(data)} bytes of a ledger line")
-        self._torn = False
