@@ -350,7 +350,8 @@ class Ledger:
     def _write(self, record: dict[str, Any]) -> None:
         """Appends a line in one system call, on a line of its own whatever came before.
 
-        A line torn by a kill or a full disk, another process's too, must not swallow this one.
+        A line torn by a kill or a full disk, another process's too, must not swallow this one. An
+        empty line does no harm.
         """
         size = os.fstat(self._file).st_size
         torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"

@@ -125,7 +125,8 @@ def test_two_processes_at_once_lose_nothing(tmp_path):
     assert [(part["status"], part["tokens"]) for part in found["segments"]] == [
         ("completed", 60), ("completed", 60),
     ]  # fmt: skip
-    lines = [json.loads(line) for line in whole_lines(tmp_path / "ledger.jsonl")]
+    # One may see the other's line half written and begin a line to be safe, which leaves it empty.
+    lines = [json.loads(line) for line in whole_lines(tmp_path / "ledger.jsonl") if line]
     assert len(lines) > 100
     names = [line["segment"] for line in lines]
     changes = sum(a != b for a, b in itertools.pairwise(names))
