@@ -64,8 +64,16 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--seq-len", type=int, help="positions of a sequence")
     plan.add_argument("--hardware", metavar="CHIP", help="h100_sxm, h800_sxm, cpu ...")
     plan.add_argument("--devices", type=int, help="how many; cores on a CPU")
+    plan.add_argument("--price-kind", metavar="KIND", help="spot, reserved, owned ... of the book")
+    plan.add_argument(
+        "--price-book", metavar="FILE.yaml", help="prices of your own, which go first"
+    )
     plan.add_argument("--price", type=float, help="dollars per device-hour")
     plan.add_argument("--mfu", type=float, help="utilisation to assume, 0 to 1")
+    plan.add_argument("--budget", metavar="AMOUNT", help="turn the plan round: which model for "
+                      "'$100k', 100kUSD or 1e22FLOP, by published scaling laws")  # fmt: skip
+    plan.add_argument("--law", metavar="NAME", help="with --budget: the law whose model is planned")
+    plan.add_argument("--output", metavar="FILE.py", help="with --budget: the model as a config")
     _format(plan)
 
     ledger = command("ledger", _ledger, "what runs cost")
@@ -142,11 +150,13 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    from moejax.cost.budget_text import format_budget_plan
     from moejax.cost.plan import format_plan
     from moejax.training import plan_command
 
     plan = plan_command.plan(options)
-    _print(options, plan, format_plan(plan))
+    show = format_plan if options.budget is None else format_budget_plan
+    _print(options, plan, show(plan))
     return 0
 
 

@@ -30,8 +30,7 @@ NVML, RAPL = "measured (NVML)", "measured (RAPL)"
 class EnergyMeter:
     """Sums up counters from its making on; make it with ``open_meter``.
 
-    Reading takes far under a millisecond a device, and any thread may read. Once a counter fails,
-    nothing is added any more, and ``reason`` says why.
+    Any thread may read. Once a counter fails, nothing is added any more, and ``reason`` says why.
 
     Attributes:
       source: ``measured (NVML)``, ``measured (RAPL)`` or ``estimate``.

@@ -219,8 +219,8 @@ def format_plan(plan: dict[str, Any]) -> str:
         ("time", f"{text.duration(plan['wall_days'] * 86400)}, "
          f"{plan['device_hours']:,.4g} device-hours"),
         ("cost", f"{text.dollars(dollars['rental'])} rented{owned}"),
-        ("rate", f"${price['dollars_per_hour']:g} per device-hour ({price['source']}, "
-         f"{price['date']})"),
+        ("rate", f"${price['dollars_per_hour']:.4g} per device-hour "
+         f"({price['kind'].replace('_', ' ')}: {price['source']}, {price['date']})"),
         ("energy", f"{text.energy(plan['energy_kwh'])}, {text.carbon(plan['co2_kg'])} in region "
          f"{plan['region']} ({plan['energy_source']})"),
         ("memory", f"{text.si(plan['memory_bytes_per_device'], 'B')} a device{fits} "

@@ -6,7 +6,9 @@ from argparse import Namespace
 from typing import Any
 
 from moejax.config import ConfigError, UserError, check, nearest
-from moejax.cost import hardware, prices
+from moejax.cost import budget_text, hardware
+from moejax.cost.budget_plan import DEFAULT_LAW, chosen_config, plan_budget
+from moejax.cost.cost_config import CostConfig
 from moejax.cost.plan import make_plan
 from moejax.models.presets import PRESETS
 from moejax.training import run_config
@@ -22,17 +24,49 @@ def plan(options: Namespace) -> dict[str, Any]:
     4,096 positions; tokens must be given. The config's own tokens are its steps times its batch,
     padding counted; the plan that a run prints knows its text and leaves padding out.
 
+    With ``--budget`` there is neither config nor model: it chooses them (``plan_budget``).
+
     Raises:
       UserError: neither or both of ``--config`` and ``--model``, or a flag out of range.
     """
+    if options.budget is not None:
+        return _of_budget(options)
+    for flag in ("law", "output"):
+        check(getattr(options, flag) is None, f"--{flag}", getattr(options, flag),
+              "belongs to --budget; leave it out")  # fmt: skip
     if bool(options.config) == bool(options.model):
         raise UserError("give either --config=FILE or --model=NAME")
+    _check_numbers(options)
+    return _of_config(options) if options.config else _of_model(options)
+
+
+def _check_numbers(options: Namespace) -> None:
     for name in ("tokens", "seq_len", "devices"):
         value = getattr(options, name)
         flag = f"--{name.replace('_', '-')}"
         good = value is None or (value > 0 and math.isfinite(value))
         check(good, flag, value, "must be a finite number above zero")
-    return _of_config(options) if options.config else _of_model(options)
+
+
+def _of_budget(options: Namespace) -> dict[str, Any]:
+    for flag in ("config", "model", "tokens"):
+        value = getattr(options, flag)
+        check(value is None, f"--{flag}", value,
+              "is what --budget chooses; leave out one of the two")  # fmt: skip
+    _check_numbers(options)
+    found = plan_budget(
+        options.budget,
+        hardware=options.hardware or DEFAULT_HARDWARE,
+        seq_len=options.seq_len or DEFAULT_SEQ_LEN,
+        law=options.law or DEFAULT_LAW,
+        devices=options.devices,
+        price=options.price,
+        mfu=options.mfu,
+        mfu_source="--mfu",
+    )
+    if options.output:
+        budget_text.write_config(found, chosen_config(found), options.output)
+    return found
 
 
 def _of_model(options: Namespace) -> dict[str, Any]:
@@ -41,13 +75,15 @@ def _of_model(options: Namespace) -> dict[str, Any]:
     if options.tokens is None:
         raise ConfigError("--tokens", None, "a published model needs the tokens to train it on")
     chip = options.hardware or DEFAULT_HARDWARE
+    cost = with_flags(CostConfig(), options)
     return make_plan(
         PRESETS[options.model],
         tokens=options.tokens,
         seq_len=options.seq_len or DEFAULT_SEQ_LEN,
         hardware=chip,
         devices=options.devices or 1,
-        price=prices.resolve(chip, options.price),
+        price=cost.rate(chip),
+        purchase=cost.purchase(chip),
         mfu=options.mfu,
         mfu_source=None if options.mfu is None else "--mfu",
     )
@@ -70,8 +106,7 @@ def _of_config(options: Namespace) -> dict[str, Any]:
     copies = mesh.data or max(1, (options.devices or 1) // rest)
     devices = hardware.cpu_cores() if chip == "cpu" else copies * rest
     rows = train.batch_size // train.micro_batches // (copies * mesh.fsdp * mesh.expert)
-    if options.price is not None:  # the flag goes before whatever the config says of rates
-        cost = dataclasses.replace(cost, price=options.price, price_kind=None)
+    cost = with_flags(cost, options)
     return make_plan(
         config.model,
         tokens=options.tokens or train.steps * train.batch_size * seq_len,
@@ -88,3 +123,16 @@ def _of_config(options: Namespace) -> dict[str, Any]:
         shards=parameter_shards(config.model, seq_len, mesh),
         tokens_per_device=max(1, rows) * seq_len,
     )
+
+
+def with_flags(cost: CostConfig, options: Namespace) -> CostConfig:
+    """A config's way to a rate with what the flags say of it: theirs goes first.
+
+    Raises:
+      ConfigError: ``--price`` and ``--price-kind`` together, or a value that cannot be used.
+    """
+    if options.price_book is not None:
+        cost = dataclasses.replace(cost, price_book=options.price_book)
+    if options.price is not None or options.price_kind is not None:
+        cost = dataclasses.replace(cost, price=options.price, price_kind=options.price_kind)
+    return cost
