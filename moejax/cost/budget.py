@@ -5,16 +5,12 @@ import math
 import re
 
 from moejax.config import ConfigError, check
-from moejax.cost.plan import DEFAULT_MFU, DEFAULT_MFU_ELSEWHERE
+from moejax.cost import utilisation
 from moejax.cost.prices import Price
+from moejax.cost.utilisation import Utilisation
 
 FLAG = "--budget"
 SYNTAX = "write dollars as '$100k', 100kUSD or 1e5USD, FLOPs as 1e22FLOP or 10ZFLOP"
-
-# Utilisation to reckon with where none is given: an estimate around the published figures (Llama
-# 3.1 405B 34.6 % over its whole bill, DeepSeek-V3 38.9 %), on a CPU around the quickstart's runs.
-MFU_RANGE = {"cpu": (0.12, 0.22)}
-MFU_RANGE_ELSEWHERE = (0.2, 0.45)
 
 _NUMBER = r"([+-]?(?:[\d.,_]+(?:e[+-]?\d+)?|nan|inf(?:inity)?))"
 _MONEY = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9}
@@ -85,17 +81,20 @@ def _amount(text: str, found: re.Match[str], sizes: dict[str, float]) -> float:
     return value
 
 
-def mfu_spread(hardware: str, mfu: float | None) -> Spread:
-    """The utilisation to assume: one given has no range.
+def assumed_mfu(hardware: str, mfu: float | None, source: str | None = None) -> Utilisation:
+    """The utilisation to assume: one given has no range, else a published one or a default.
 
     Raises:
       ConfigError: not above 0 and at most 1.
     """
-    if mfu is not None:
-        check(0 < mfu <= 1, "cost.mfu", mfu, "must be above 0 and at most 1")
-        return Spread(mfu, mfu, mfu)
-    low, high = MFU_RANGE.get(hardware, MFU_RANGE_ELSEWHERE)
-    return Spread(low, DEFAULT_MFU.get(hardware, DEFAULT_MFU_ELSEWHERE), high)
+    if mfu is None:
+        return utilisation.assumed(hardware)
+    return utilisation.given(mfu, source or "given")
+
+
+def mfu_spread(used: Utilisation) -> Spread:
+    """A utilisation with its range."""
+    return Spread(used.low, used.mfu, used.high)
 
 
 def price_spread(price: Price) -> Spread:

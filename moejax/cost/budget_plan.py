@@ -30,8 +30,18 @@ from typing import Any
 from moejax.config import check, nearest
 from moejax.cost import budget_models, prices, text
 from moejax.cost import hardware as chips
-from moejax.cost.budget import FLAG, Budget, Spread, buy, mfu_spread, parse, price_spread
+from moejax.cost.budget import (
+    FLAG,
+    Budget,
+    Spread,
+    assumed_mfu,
+    buy,
+    mfu_spread,
+    parse,
+    price_spread,
+)
 from moejax.cost.budget_models import Choice
+from moejax.cost.memory import Layout, Placement
 from moejax.cost.plan import make_plan
 from moejax.cost.scaling_laws import LAWS
 from moejax.cost.scaling_laws.law import Law, Optimum
@@ -84,8 +94,9 @@ def plan_budget(
     check(devices is None or devices > 0, "devices", devices, "must be above zero")
     rate = prices.resolve(hardware, price)
     peak, peak_source = chips.peak_flops(hardware, 1)
-    utilisation = mfu_spread(hardware, mfu)
-    flops, dollars = buy(budget, peak_flops=peak, price=price_spread(rate), mfu=utilisation)
+    used = assumed_mfu(hardware, mfu, mfu_source)
+    spread = mfu_spread(used)
+    flops, dollars = buy(budget, peak_flops=peak, price=price_spread(rate), mfu=spread)
     _check_size(budget, flops, dollars, seq_len)
     choices = {
         name: budget_models.choose(known, flops.expected, seq_len, budget)
@@ -96,16 +107,15 @@ def plan_budget(
     def bill(devices: int) -> dict[str, Any]:
         return make_plan(
             chosen.candidate.config, tokens=chosen.tokens, seq_len=seq_len, hardware=hardware,
-            devices=devices, price=rate, mfu=utilisation.expected,
-            mfu_source="default" if mfu is None else mfu_source or "given",
-            peak_flops=peak * devices, peak_source=peak_source, shards=devices,
+            devices=devices, price=rate, used=used, peak_flops=peak * devices,
+            peak_source=peak_source, placement=Placement(Layout(fsdp=devices)),
         )  # fmt: skip
 
     plan = bill(devices) if devices is not None else _planned(bill, hardware)
     return {
         "budget": dataclasses.asdict(budget),
         "hardware": hardware,
-        "mfu": dataclasses.asdict(utilisation),
+        "mfu": dataclasses.asdict(spread),
         "dollars_per_hour": dataclasses.asdict(price_spread(rate)),
         "flops": dataclasses.asdict(flops),
         "dollars": dataclasses.asdict(dollars),

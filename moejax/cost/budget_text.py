@@ -6,8 +6,8 @@ import pathlib
 from typing import Any
 
 from moejax.config import UserError
-from moejax.cost import text
-from moejax.cost.plan import format_plan
+from moejax.cost import text, utilisation
+from moejax.cost.plan_text import format_plan
 from moejax.models.model_config import ModelConfig
 
 # What ``extrapolated`` names, in short.
@@ -176,7 +176,7 @@ def config_source(plan: dict[str, Any], model: ModelConfig) -> str:
     # Rates and utilisation of the book are left to it, with their dates and sources.
     if bill["price"]["kind"] == "user":
         blocks["cost"]["price"] = bill["price"]["dollars_per_hour"]
-    if bill["mfu_source"] != "default":
+    if bill["mfu"] != utilisation.assumed(bill["hardware"], model, bill["seq_len"]).mfu:
         blocks["cost"]["mfu"] = bill["mfu"]
     if model.moe is not None:
         blocks["moe"] = {

@@ -8,7 +8,7 @@ what a compiler keeps beyond that, and fragmentation, are not in it.
 import collections
 import dataclasses
 
-from moejax.cost import counts
+from moejax.cost import counts, reach
 from moejax.cost import hardware as chips
 from moejax.cost.attention_counts import attention_counts
 from moejax.models.model_config import ModelConfig, is_moe
@@ -39,39 +39,41 @@ class Layout:
     @property
     def devices(self) -> int:
         """Devices in all."""
-        return self.data * self.spread_of_parameters
+        return self.rows * self.tensor
 
     @property
     def rows(self) -> int:
         """Parts that the rows of a batch are spread over."""
         return self.data * self.fsdp * self.expert
 
-    @property
-    def spread_of_parameters(self) -> int:
-        """Devices that hold one copy of the model."""
-        return self.fsdp * self.expert * self.tensor
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """What one device has of a training step.
+
+    Attributes:
+      layout: sizes of the mesh.
+      rows: of a micro-batch on one device.
+      micro_batches: parts of a step; from two on their gradients are added up in a second copy.
+      optimizer_bytes: bytes of optimizer state for each parameter.
+    """
+
+    layout: Layout = Layout()
+    rows: int = 1
+    micro_batches: int = 1
+    optimizer_bytes: float = ADAM_BYTES
 
 
 def memory_parts(
-    c: ModelConfig,
-    *,
-    hardware: str,
-    layout: Layout = Layout(),
-    tokens: int,
-    seq_len: int,
-    micro_batches: int = 1,
-    optimizer_bytes: float = ADAM_BYTES,
+    c: ModelConfig, *, hardware: str, seq_len: int, placement: Placement = Placement()
 ) -> dict[str, float]:
     """Bytes on one device, by what they hold.
 
     Args:
       c: the model.
       hardware: a chip's name.
-      layout: sizes of the mesh.
-      tokens: of a micro-batch on one device.
       seq_len: positions of a row.
-      micro_batches: parts of a step; from two on their gradients are added up in a second copy.
-      optimizer_bytes: bytes of optimizer state for each parameter.
+      placement: what the device has of a step.
 
     Returns:
       ``weights``, ``gradients``, ``optimizer``; ``activations``, kept from the forward pass for the
@@ -79,6 +81,7 @@ def memory_parts(
       weights gathered over ``fsdp`` with their gradient, a rematerialised layer's inside, scores
       where attention is not cuDNN's, logits.
     """
+    layout, tokens = placement.layout, placement.rows * seq_len
     total = counts.count(c, seq_len).params
     routed = counts.routed_params(c)
     rest = total.total + total.mtp - routed
@@ -98,8 +101,8 @@ def memory_parts(
     copies = item * held if c.remat == "none" and item < 4 else 0.0
     return {
         "weights": 4 * held,
-        "gradients": 4 * held * min(2, micro_batches),
-        "optimizer": optimizer_bytes * held,
+        "gradients": 4 * held * min(2, placement.micro_batches),
+        "optimizer": placement.optimizer_bytes * held,
         "activations": tokens * activations + copies,
         "working": tokens * (working + logits) + _gathered(c, layout, item),
     }
@@ -210,16 +213,7 @@ def _rows(c: ModelConfig, layout: Layout) -> float:
     """Rows of experts' inputs that a device has for each of its own tokens."""
     if layout.expert == 1 or c.moe.exchange == "none":
         return 1.0
-    reached = layout.expert * (1 - _missed(c.moe.num_experts, c.moe.top_k, layout.expert))
-    return reached * c.moe.exchange_factor
-
-
-def _missed(experts: int, top_k: int, devices: int) -> float:
-    """Chance that none of K different experts is on a given one of the devices."""
-    chance, away = 1.0, experts - experts // devices
-    for chosen in range(top_k):
-        chance *= max(0, away - chosen) / (experts - chosen)
-    return chance
+    return reach.expected_parts(c.moe, layout.expert) * c.moe.exchange_factor
 
 
 def usable_bytes(hardware: str) -> float | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from moejax.config import ConfigError, check
 from moejax.cost import counts
-from moejax.cost.bill import FILE_NAME, segments
+from moejax.cost.segments import FILE_NAME, segments
 from moejax.models.model_config import ModelConfig
 
 
@@ -68,7 +68,7 @@ PUBLISHED = (
               "arXiv 2405.04434, section 3.2.3", derived=True),
     Published("h100_sxm", True, 0.390, "Qwen2-57B-A14B", "arXiv 2504.14960, abstract"),
     Published("h100_sxm", True, 0.493, "Mixtral-8x22B", "arXiv 2504.14960, abstract"),
-    Published("h100_sxm", True, 0.186, "OLMoE on 256 for 10 days", "arXiv 2409.02060",
+    Published("h100_sxm", True, 0.185, "OLMoE on 256 for 10 days", "arXiv 2409.02060",
               derived=True),
     Published("h100_sxm", False, 0.41, "Llama-3.1-405B on 16,384", "arXiv 2407.21783, table 4"),
     Published("h100_sxm", False, 0.43, "Llama-3.1-405B on 8,192", "arXiv 2407.21783, table 4"),

@@ -13,7 +13,7 @@ from typing import Any
 
 from moejax.config import check
 from moejax.cost import hardware as chips
-from moejax.cost.memory import ADAM_BYTES, Layout, memory_parts, usable_bytes
+from moejax.cost.memory import ADAM_BYTES, Layout, Placement, memory_parts, usable_bytes
 from moejax.models.model_config import ModelConfig
 from moejax.parallel.mesh import cuts
 
@@ -45,6 +45,16 @@ class Suggestion:
     fits: bool | None
     devices_needed: int | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, as ``suggested_layout`` in ``moejax plan --format=json``."""
+        return {
+            **dataclasses.asdict(self.layout),
+            "changes": self.changes,
+            "memory_bytes_per_device": self.memory,
+            "fits": self.fits,
+            "devices_needed": self.devices_needed,
+        }
+
 
 def suggest(
     model: ModelConfig,
@@ -67,128 +77,148 @@ def suggest(
       ConfigError: no such chip, or devices that are not above zero.
     """
     check(devices > 0, "--devices", devices, "must be above zero")
-    limit = usable_bytes(hardware)
-    options = {"hardware": hardware, "seq_len": seq_len, "optimizer_bytes": optimizer_bytes}
-    if limit is None:
-        return _sized(model, Layout(), {}, None, options)
-    found = _first_that_fits(model, devices, limit, options)
+    task = _Task(hardware, seq_len, Placement(optimizer_bytes=optimizer_bytes))
+    if usable_bytes(hardware) is None:
+        return task.sized(model, Layout(), {})
+    found = _first_that_fits(model, devices, task)
     if found.fits:
         return found
     more = devices
     while more < MOST_DEVICES:
         more *= 2
-        if _first_that_fits(model, more, limit, options).fits:
+        if _first_that_fits(model, more, task).fits:
             return dataclasses.replace(found, devices_needed=more)
     return found
 
 
 def remedies(
-    model: ModelConfig,
-    *,
-    hardware: str,
-    layout: Layout,
-    rows: int,
-    seq_len: int,
-    micro_batches: int,
-    optimizer_bytes: float = ADAM_BYTES,
+    model: ModelConfig, *, hardware: str, seq_len: int, placement: Placement
 ) -> list[dict[str, Any]]:
-    """Changes to a config whose training does not fit, each tried by itself.
+    """Changes to a config whose training does not fit.
 
     Args:
       model: the model's config.
       hardware: a chip's name.
-      layout: the config's own mesh.
-      rows: of a micro-batch on one device.
       seq_len: positions of a row.
-      micro_batches: parts of a step.
-      optimizer_bytes: bytes of optimizer state for each parameter.
+      placement: what a device has of a step by the config's own mesh and batch.
 
     Returns:
       ``change`` (flags of ``moejax``), ``devices``, ``memory_bytes_per_device`` and ``fits``: those
       that fit alone, or else all of them and then several together, up to the first that fits.
     """
-    limit = usable_bytes(hardware)
-    fixed = {"hardware": hardware, "seq_len": seq_len}
-    start = {
-        "model": model, "layout": layout, "rows": rows, "micro_batches": micro_batches,
-        "optimizer_bytes": optimizer_bytes,
-    }  # fmt: skip
-
-    def tried(*changes: Change) -> dict[str, Any]:
-        memory = _memory(**start | {k: v for c in changes for k, v in c.values.items()}, **fixed)
-        return {
-            "change": " ".join(c.flags for c in changes),
-            "devices": max(c.values.get("layout", layout).devices for c in changes),
-            "memory_bytes_per_device": memory,
-            "fits": limit is None or memory <= limit,
-        }
-
-    groups = _changes(model, layout, rows, micro_batches)
-    results = [tried(change) for group in groups for change in group]
+    start, task = Change("", model, placement), _Task(hardware, seq_len, placement)
+    groups = _changes(start)
+    results = [task.tried(change) for group in groups for change in group]
     if any(result["fits"] for result in results):
         return [result for result in results if result["fits"]]
     # The strongest of each kind, one after another, and then more devices. Not another optimizer,
     # which would be another training.
-    free = [group[-1] for group in groups[:3] if group]
-    after = {"rows": rows, "micro_batches": micro_batches}
-    after |= {k: v for c in free for k, v in c.values.items() if k in after}
-    wider = _changes(model, layout, **after)[3]
-    for changes in [free[: i + 1] for i in range(1, len(free))] + [[*free, c] for c in wider]:
-        results.append(tried(*changes))
+    together = start
+    for kind in range(3):
+        group = _changes(together)[kind]
+        together = group[-1] if group else together
+        results.append(task.tried(together))
+        if results[-1]["fits"]:
+            return results
+    for change in _changes(together)[3]:
+        results.append(task.tried(change))
         if results[-1]["fits"]:
             break
     return results
 
 
 @dataclasses.dataclass(frozen=True)
+class _Task:
+    """What is to fit: where, in which rows, and with what else beside the layout."""
+
+    hardware: str
+    seq_len: int
+    placement: Placement
+
+    def memory(self, model: ModelConfig, placement: Placement) -> float:
+        parts = memory_parts(
+            model, hardware=self.hardware, seq_len=self.seq_len, placement=placement
+        )
+        return sum(parts.values())
+
+    def sized(self, model: ModelConfig, layout: Layout, changes: dict[str, Any]) -> Suggestion:
+        limit = usable_bytes(self.hardware)
+        memory = self.memory(model, dataclasses.replace(self.placement, layout=layout))
+        fits = None if limit is None else memory <= limit
+        return Suggestion(layout, model, changes, memory, fits)
+
+    def tried(self, change: "Change") -> dict[str, Any]:
+        limit = usable_bytes(self.hardware)
+        memory = self.memory(change.model, change.placement)
+        return {
+            "change": change.flags,
+            "devices": change.placement.layout.devices,
+            "memory_bytes_per_device": memory,
+            "fits": limit is None or memory <= limit,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
 class Change:
-    """Flags of the command line, and the arguments of ``_memory`` that they change."""
+    """Flags of the command line, and the model and placement with them."""
 
     flags: str
-    values: dict[str, Any]
+    model: ModelConfig
+    placement: Placement
+
+    def with_flags(
+        self, flags: str, model: dict[str, Any] | None = None, **placement: Any
+    ) -> "Change":  # fmt: skip
+        """This change and a further one."""
+        return Change(
+            f"{self.flags} {flags}".strip(),
+            dataclasses.replace(self.model, **(model or {})),
+            dataclasses.replace(self.placement, **placement),
+        )
 
 
-def _changes(
-    model: ModelConfig, layout: Layout, rows: int, micro_batches: int
-) -> list[list[Change]]:
-    """Changes by kind, in the order of what they cost a run; the strongest of a kind last."""
-    chunk = f"--config.model.loss_chunk={LOSS_CHUNK}"
-    chunks = [] if model.loss_chunk else [Change(chunk, {"loss_chunk": LOSS_CHUNK})]
-    parts = [
-        Change(
-            f"--config.train.micro_batches={micro_batches * n}",
-            {"rows": rows // n, "micro_batches": micro_batches * n},
+def _changes(start: Change) -> list[list[Change]]:
+    """Further changes by kind, in the order of what they cost a run; the strongest of a kind last.
+
+    Kinds: the loss in chunks, more micro-batches, rematerialisation, more of ``fsdp``, optimizer.
+    """
+    model, rows, parts = start.model, start.placement.rows, start.placement.micro_batches
+    chunk = start.with_flags(f"--config.model.loss_chunk={LOSS_CHUNK}", {"loss_chunk": LOSS_CHUNK})
+    batches = [
+        start.with_flags(
+            f"--config.train.micro_batches={parts * n}", rows=rows // n, micro_batches=parts * n
         )
         for n in sorted({2, rows})
         if n > 1 and rows % n == 0
     ]
-    remats = [Change(f"--config.model.remat={name}", {"remat": name}) for name in _saving(model)]
-    wider = [_wider(layout, rows, micro_batches, times) for times in (2, 4, 8, 16)]
-    wider = [c for c in wider if _divides(model, "fsdp", c.values["layout"].fsdp)]
-    muon = Change("--config.optim.optimizer=muon", {"optimizer_bytes": MUON_BYTES})
-    return [chunks, parts, remats, wider, [muon]]
+    remats = [
+        start.with_flags(f"--config.model.remat={name}", {"remat": name}) for name in _saving(model)
+    ]
+    wider = [_wider(start, times) for times in (2, 4, 8, 16)]
+    wider = [c for c in wider if _divides(model, "fsdp", c.placement.layout.fsdp)]
+    muon = start.with_flags("--config.optim.optimizer=muon", optimizer_bytes=MUON_BYTES)
+    return [[] if model.loss_chunk else [chunk], batches, remats, wider, [muon]]
 
 
-def _wider(layout: Layout, rows: int, micro_batches: int, times: int) -> Change:
+def _wider(start: Change, times: int) -> Change:
     """Parameters cut into more parts: over the copies' devices, or else over more devices.
 
     More devices share the same batch, or a larger one where it cannot be cut further.
     """
-    fsdp = layout.fsdp * times
+    before = start.placement
+    layout, rows, parts = before.layout, before.rows, before.micro_batches
+    flags = f"--config.mesh.fsdp={layout.fsdp * times}"
+    wide = dataclasses.replace(layout, fsdp=layout.fsdp * times)
     if layout.data % times == 0:
-        cut = dataclasses.replace(layout, fsdp=fsdp, data=layout.data // times)
-        flags = f"--config.mesh.fsdp={fsdp} --config.mesh.data={cut.data}"
-        return Change(flags, {"layout": cut})
-    values = {"layout": dataclasses.replace(layout, fsdp=fsdp)}
-    flags = f"--config.mesh.fsdp={fsdp}"
+        wide = dataclasses.replace(wide, data=layout.data // times)
+        return start.with_flags(f"{flags} --config.mesh.data={wide.data}", layout=wide)
     if rows % times == 0:
-        values["rows"] = rows // times
-    elif micro_batches % times == 0:
-        values["micro_batches"] = micro_batches // times
-        flags += f" --config.train.micro_batches={micro_batches // times}"
-    else:
-        flags += f" --config.train.batch_size={rows * micro_batches * layout.rows * times}"
-    return Change(flags, values)
+        return start.with_flags(flags, layout=wide, rows=rows // times)
+    if parts % times == 0:
+        more = f"{flags} --config.train.micro_batches={parts // times}"
+        return start.with_flags(more, layout=wide, micro_batches=parts // times)
+    more = f"{flags} --config.train.batch_size={rows * parts * layout.rows * times}"
+    return start.with_flags(more, layout=wide)
 
 
 def _saving(model: ModelConfig) -> tuple[str, ...]:
@@ -197,42 +227,23 @@ def _saving(model: ModelConfig) -> tuple[str, ...]:
     return names[names.index(model.remat) + 1 :]
 
 
-def _first_that_fits(
-    model: ModelConfig, devices: int, limit: float, options: dict[str, Any]
-) -> Suggestion:
+def _first_that_fits(model: ModelConfig, devices: int, task: _Task) -> Suggestion:
     smallest = None
-    tensors = _tensors(model, devices, options)
-    for tensor, changes in itertools.product(tensors, _variants(model)):
+    for tensor, changes in itertools.product(_tensors(model, devices, task), _variants(model)):
         changed = dataclasses.replace(model, **changes)
-        for expert in _experts(model, devices // tensor, options["hardware"]):
+        named = {f"model.{name}": value for name, value in changes.items()}
+        for expert in _experts(model, devices // tensor, task.hardware):
             rest = devices // tensor // expert
             for fsdp in _divisors(rest):
                 if not _divides(model, "fsdp", fsdp):
                     continue
-                layout = Layout(rest // fsdp, fsdp, expert, tensor)
-                named = {f"model.{name}": value for name, value in changes.items()}
-                found = _sized(changed, layout, named, limit, options)
+                found = task.sized(changed, Layout(rest // fsdp, fsdp, expert, tensor), named)
                 if found.fits:
                     return found
                 if smallest is None or found.memory < smallest.memory:
                     smallest = found
+    assert smallest is not None  # one device each is always a layout
     return smallest
-
-
-def _sized(model, layout, changes, limit, options) -> Suggestion:
-    memory = _memory(model, layout, 1, 1, **options)
-    return Suggestion(layout, model, changes, memory, None if limit is None else memory <= limit)
-
-
-def _memory(
-    model, layout, rows, micro_batches, hardware, seq_len, optimizer_bytes, **changes
-) -> float:
-    parts = memory_parts(
-        dataclasses.replace(model, **changes), hardware=hardware, layout=layout,
-        tokens=rows * seq_len, seq_len=seq_len, micro_batches=micro_batches,
-        optimizer_bytes=optimizer_bytes,
-    )  # fmt: skip
-    return sum(parts.values())
 
 
 def _variants(model: ModelConfig) -> list[dict[str, Any]]:
@@ -242,11 +253,11 @@ def _variants(model: ModelConfig) -> list[dict[str, Any]]:
     return found + [chunk | {"remat": name} for name in _saving(model)]
 
 
-def _tensors(model: ModelConfig, devices: int, options: dict[str, Any]) -> list[int]:
+def _tensors(model: ModelConfig, devices: int, task: _Task) -> list[int]:
     """Sizes of ``tensor`` within the fast link that leave few enough rows, smallest first."""
-    most = _joined(options["hardware"])
+    most = _joined(task.hardware)
     sizes = [n for n in _divisors(devices) if n <= most and _divides(model, "tensor", n)]
-    few = [n for n in sizes if devices // n * options["seq_len"] <= MOST_TOKENS]
+    few = [n for n in sizes if devices // n * task.seq_len <= MOST_TOKENS]
     return few or sizes[-1:]
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from moejax.cost.ledger import Ledger
-from moejax.cost.plan import format_plan
+from moejax.cost.plan_text import format_plan
 from moejax.data import baselines, batch_fingerprint, train_iterator, validation_batches
 from moejax.models.sampling import generate
 from moejax.moe.diagnostics import router_health

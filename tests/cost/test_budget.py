@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from moejax.config import ConfigError
 from moejax.cost import prices
-from moejax.cost.budget import Budget, Spread, buy, mfu_spread, parse, price_spread
+from moejax.cost.budget import Budget, Spread, assumed_mfu, buy, mfu_spread, parse, price_spread
 from moejax.cost.prices import Price
 
 
@@ -69,9 +69,10 @@ def test_dollars_to_flops_and_back(exponent, rate, share):
 
 
 def test_what_is_given_has_no_range():
-    assert mfu_spread("h100_sxm", 0.4) == Spread(0.4, 0.4, 0.4)
-    assert mfu_spread("h100_sxm", None).low < 0.35 < mfu_spread("h100_sxm", None).high
-    assert mfu_spread("cpu", None).expected == 0.15
+    assert mfu_spread(assumed_mfu("h100_sxm", 0.4)) == Spread(0.4, 0.4, 0.4)
+    published = mfu_spread(assumed_mfu("h100_sxm", None))
+    assert published.low < published.expected < published.high
+    assert mfu_spread(assumed_mfu("cpu", None)).expected == 0.15
     assert price_spread(prices.resolve("h100_sxm", 2.0)) == Spread(2.0, 2.0, 2.0)
     known = Price(2.99, "specialised_cloud", "a list", "2025-03", low=1.99)
     assert price_spread(known) == Spread(1.99, 2.99, 2.99)
@@ -88,4 +89,4 @@ def test_hours_for_nothing():
 @pytest.mark.parametrize("mfu", [0.0, 1.5, float("nan")])
 def test_no_such_utilisation(mfu):
     with pytest.raises(ConfigError, match=r"cost\.mfu"):
-        mfu_spread("h100_sxm", mfu)
+        assumed_mfu("h100_sxm", mfu)
