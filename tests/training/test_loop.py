@@ -298,6 +298,12 @@ def test_micro_batches_and_a_mesh_give_the_same_run(config, whole, tmp_path, cap
     assert 1 < row["router/devices_per_token"] < 2 and row["router/nodes_per_token"] == 1
     assert 0 < row["router/bytes_sent_per_token"] < 2 * 16 * 4
     assert row["router/exchange_dropped_share"] == 0
+    # The bill's: of one MoE layer, forward and backward, from both devices of the tensor axis.
+    sent, by_step = read(tmp_path / "run")["exchange"], read_metrics(tmp_path / "run")
+    each = [r["router/bytes_sent_per_token"] for r in by_step if "router/devices_per_token" in r]
+    assert min(each) <= sent["bytes_per_token"]["scale_up"] / (2 * 2) <= max(each)
+    assert sent["bytes_per_token"]["scale_out"] == 0 and sent["kind"] == "all_to_all"
+    assert read(whole)["exchange"] is None
     alone = read_metrics(whole)[0]
     assert alone["router/devices_per_token"] == 1 and alone["router/bytes_sent_per_token"] == 0
 
