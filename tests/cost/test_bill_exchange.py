@@ -29,7 +29,7 @@ def test_by_hand(tmp_path):
     found = format_ledger(summarize([tmp_path]))
     assert (
         "sent    r: 160 GB over NVLink 4, 80 GB over 400 Gb/s InfiniBand or RoCE a token, "
-        "all_to_all over 16 devices, 8 a machine; 25.0 % of training, $0.10, not hidden (estimate: "
+        "all_to_all over 16 devices, 8 a machine; 25.0 % of training, $0.1, not hidden (estimate: "
     ) in found
 
 

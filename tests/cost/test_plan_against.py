@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ledgers import charge, done, header, plan, write
 
-from moejax.cost import redone
+from moejax.cost import redone, utilisation
 from moejax.cost.bill import read
 from moejax.cost.plan import price_flops
 from moejax.cost.plan_against import PARTS, UNITS, against_plan, record, recorded
@@ -120,7 +120,7 @@ def test_the_parts_add_up_to_the_difference(parts, known, flops, devices, rate, 
         step += values["steps"]
     made = price_flops(
         flops, hardware="h100_sxm", devices=devices, price=Price(rate, "user", "test", "2025"),
-        mfu=mfu,
+        used=utilisation.given(mfu, "a test"),
     ) | {"tokens": 1000}  # fmt: skip
     built[0].header["plan"] = record(made)
     found = against_plan(recorded(built), built, redone.kept(built))
