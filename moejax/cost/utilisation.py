@@ -74,6 +74,11 @@ PUBLISHED = (
     Published("h100_sxm", False, 0.43, "Llama-3.1-405B on 8,192", "arXiv 2407.21783, table 4"),
     Published("h100_sxm", False, 0.346, "Llama-3.1-405B, all hours of its model card", "model card",
               derived=True),
+    Published("a100_80gb_sxm", False, 0.443, "Llama-2-70B, 1.72M hours",
+              "arXiv 2307.09288, table 2", derived=True),
+    Published("a100_80gb_sxm", False, 0.302, "Megatron-Turing NLG 530B on 2,240",
+              "arXiv 2204.02311, table 3"),
+    Published("tpu_v4", False, 0.462, "PaLM 540B on 6,144", "arXiv 2204.02311, table 3"),
 )  # fmt: skip
 
 DEFAULT = 0.35

@@ -9,6 +9,7 @@ is short; rematerialisation costs FLOPs and comes before ``tensor``.
 
 import dataclasses
 import itertools
+import math
 from typing import Any
 
 from moejax.config import check
@@ -283,4 +284,5 @@ def _divides(model: ModelConfig, axis: str, size: int) -> bool:
 
 
 def _divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})

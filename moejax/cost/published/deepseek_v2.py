@@ -37,7 +37,7 @@ def bill() -> Bill:
                    "causal, length 4,096", "arXiv 2505.09343, table 2", 0.005),
             Figure("KV cache less than DeepSeek 67B's", "%", 93.3,
                    100 * (1 - cache / dense * CACHE_BITS / 16), "derived",
-                   f"{cache:,} bytes at 6 bits of 16 against {dense:,}", f"{PAPER}, abstract"),
+                   f"{cache:,} B at 6 of 16 bits, against {dense:,}", f"{PAPER}, abstract"),
             Figure("training cost less than DeepSeek 67B's", "%", 42.5,
                    100 * (1 - HOURS_A_TRILLION / HOURS_67B), "echoed",
                    "172.8K against 300.6K hours", f"{PAPER}, abstract"),

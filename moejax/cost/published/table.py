@@ -1,5 +1,6 @@
 """Published bills as a table."""
 
+import textwrap
 from typing import Any
 
 from moejax.cost import text
@@ -9,6 +10,7 @@ HEADINGS = {
     "echoed": "echoed: the source's own hours times a rate; no proof of anything",
     "implied": "implied, in no source",
 }
+_INDENT = {"initial_indent": "  ", "subsequent_indent": "    "}
 
 
 def format_published(found: dict[str, Any]) -> str:
@@ -35,13 +37,14 @@ def _bill(bill: dict[str, Any]) -> str:
     for place, heading in reversed(headings):
         lines.insert(place, f"  {heading}")
     notes = [
-        f"  {figure['name']}: {figure['why']}"
+        line
         for figure in bill["figures"]
-        if figure["why"] and figure["reproduced"] is False
+        if figure["reproduced"] is False
+        for line in textwrap.wrap(f"! {figure['name']}: {figure['why']}", 110, **_INDENT)
     ]
-    inputs = f"  from {'; '.join(bill['inputs'])}"
+    inputs = textwrap.wrap(f"from {'; '.join(bill['inputs'])}", 110, **_INDENT)
     where = f"{bill['title']} ({', '.join(bill['sources'])})"
-    return "\n".join([where, inputs, top, *lines, *notes])
+    return "\n".join([where, *inputs, top, *lines, *notes])
 
 
 def _row(figure: dict[str, Any]) -> list[str]:
