@@ -21,7 +21,7 @@ from typing import Any
 
 from moejax.cost.ledger import Ledger
 
-CALLS = ("enter", "add")
+CALLS = ("enter", "add", "add_exchange")
 READ = ("seconds", "tokens", "flops", "total_dollars", "total_flops", "total_hours")
 
 

@@ -1,7 +1,7 @@
 """Plan against actual: the parts by hand, and that they add up whatever happened."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ledgers import charge, done, header, plan, write
 
@@ -100,6 +100,7 @@ segment = st.fixed_dictionaries({
 })  # fmt: skip
 
 
+@settings(max_examples=100, deadline=None)
 @given(
     parts=st.lists(segment, min_size=1, max_size=5), known=st.booleans(),
     flops=st.floats(1.0, 1e26), devices=st.integers(1, 4096), rate=st.floats(0.001, 100),
