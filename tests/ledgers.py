@@ -36,6 +36,7 @@ def plan(**changes):
         "device_hours": 0.02, "wall_days": 36 / 86400,
         "price": {"dollars_per_hour": 1.8, "source": "a test", "date": "2025"},
         "dollars": {"rental": 0.036, "owned": None}, "energy_kwh": None, "co2_kg": None,
+        "range": {"dollars": {"low": 0.03, "high": 0.04}},
     } | changes  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from moejax.config import UserError
 from moejax.cost import plan_against, redone, totals
+from moejax.cost.bill_exchange import exchange_bill
 from moejax.cost.segments import FILE_NAME, PHASES, Segment, ledger_errors, segments
 
 _NOT_RUNS = ("checkpoints", "tensorboard")
@@ -30,8 +31,9 @@ def read(directory: str | os.PathLike) -> dict[str, Any]:
       what was trained again after a resume from an older checkpoint (``moejax.cost.redone``; None
       where the ledger does not say), ``tokens_seen`` what the last state has seen, ``use`` where
       device-hours and dollars went (``moejax.cost.totals.USES``), ``idle`` the time between
-      segments by the wall clock, which is not billed, and ``plan`` the plan against the bill
-      (``moejax.cost.plan_against``; None without a recorded plan).
+      segments by the wall clock, which is not billed, ``exchange`` what tokens sent to other
+      devices (``moejax.cost.bill_exchange``; None where they sent nothing), and ``plan`` the plan
+      against the bill (``moejax.cost.plan_against``; None without a recorded plan).
 
     Raises:
       UserError: no ledger there, or none of its lines can be read.
@@ -95,6 +97,7 @@ def _run(path: pathlib.Path, parts: list[Segment]) -> dict[str, Any]:
         "goodput": working / wall if working else None,
         "use": totals.use(parts, kept),
         "idle": _idle(parts),
+        "exchange": exchange_bill(parts),
         "plan": None if plan is None else plan_against.against_plan(plan, parts, kept),
         "segments": bills,
     }

@@ -5,6 +5,7 @@ from typing import Any
 
 from moejax.cost import text
 from moejax.cost.plan_against import PARTS
+from moejax.cost.plan_text import exchange_bytes
 from moejax.cost.segments import PHASES
 from moejax.cost.totals import USES
 
@@ -25,6 +26,7 @@ def format_ledger(summary: Mapping[str, Any]) -> str:
         f"time    {_phases(runs)}",
         *(f"redone  {line}" for line in _redone(runs)),
         *(f"idle    {line}" for line in _idle(runs)),
+        *(f"sent    {line}" for run in runs for line in _sent(run)),
         f"energy  {text.energy(all_in['energy_kwh'])}, {text.carbon(all_in['co2_kg'])} "
         f"({'; '.join(dict.fromkeys(run['energy_source'] for run in runs))}, all in)",
         f"prices  {'; '.join(_prices(runs))}",
@@ -112,6 +114,23 @@ def _idle(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         f"{text.duration(idle['seconds'])} between segments by the wall clock, not billed; "
         f"devices that were kept cost {text.dollars(idle['dollars'])} more"
+    ]
+
+
+def _sent(run: Mapping[str, Any]) -> list[str]:
+    """The exchange of tokens with experts on other devices."""
+    sent = run["exchange"]
+    if sent is None:
+        return []
+    time = "its time is not known: the links have no published speed"
+    if sent["dollars"] is not None:
+        time = (
+            f"{text.percent(sent['share'])} of training, {text.dollars(sent['dollars'])}, not "
+            f"hidden ({sent['source']}: {sent['assumption']})"
+        )
+    return [
+        f"{run['id']}: {exchange_bytes(sent) or '0 B'} a token, {sent['kind']} over "
+        f"{sent['expert_devices']} devices, {sent['devices_per_node']} a machine; {time}"
     ]
 
 

@@ -119,11 +119,9 @@ def exchange(
     value = 4 if c.dtype == "float32" else 2
     width = c.moe.latent_dim or c.d_model
     there, back = (value if b is None else b for b in (how.dispatch_bytes, how.combine_bytes))
-    # Backward mirrors forward: gradients of outputs travel as inputs did, and back.
-    passes = 3 if how.again and c.remat != "none" else 2
-    each = counts.routed_layers(c) * passes * width * (there + back) * tensor
+    each = counts.routed_layers(c) * passes(c, how) * width * (there + back) * tensor
     sent = {name: each * copies[name] for name in links}
-    seconds = {name: _seconds(sent[name], link) for name, link in links.items()}
+    seconds = {name: link_seconds(sent[name], link) for name, link in links.items()}
     longest = None if None in seconds.values() else max(seconds.values())
     exposed = None if longest is None else max(0.0, longest - how.overlap * compute_seconds)
     return {
@@ -142,6 +140,22 @@ def exchange(
         "exposed_seconds": exposed,
         "exposed_share": None if exposed is None else exposed / compute_seconds,
     }
+
+
+def passes(c: ModelConfig, how: Transport = TRANSPORTS["moejax"]) -> int:
+    """How often a training token's rows travel there and back in a layer.
+
+    Backward mirrors forward, gradients of outputs travel as inputs did, and back; a
+    rematerialised layer may send its inputs once more.
+    """
+    return 3 if how.again and c.remat != "none" else 2
+
+
+def link_seconds(sent: float, link: chips.Link | None) -> float | None:
+    """How long a device sends so many bytes; None where the link is not known."""
+    if not sent:
+        return 0.0
+    return None if link is None else sent / (LINK_EFFICIENCY * link.bytes_per_s)
 
 
 def _per_node(chip: chips.Chip, expert_devices: int) -> int:
@@ -166,12 +180,6 @@ def _copies(
         "scale_up": reached * (per_node - 1) / devices,
         "scale_out": reached * (devices - per_node) / devices,
     }
-
-
-def _seconds(sent: float, link: chips.Link | None) -> float | None:
-    if not sent:
-        return 0.0
-    return None if link is None else sent / (LINK_EFFICIENCY * link.bytes_per_s)
 
 
 def _assumption(c: ModelConfig, how: Transport) -> str:

@@ -75,14 +75,12 @@ class Ledger:
         self._since = time.monotonic()
         self._tokens, self._flops, self._steps = 0, 0.0, 0
         self._began: dict[str, int] = {}
+        self._sent = {"tokens": 0, "scale_up": 0.0, "scale_out": 0.0}
         self._closed = False
         self._warned = False
 
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        size = os.fstat(self._file).st_size
-        # A line torn by an earlier kill must not swallow the next one.
-        self._torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
         self._write(self._header)
         self._flush("charge")
         self._stop = threading.Event()
@@ -103,6 +101,7 @@ class Ledger:
         final: bool = False,
         region: str = "world",
         plan: Mapping[str, Any] | None = None,
+        exchange: Mapping[str, Any] | None = None,
         pue: float | None = None,
         meter: EnergyMeter | None = None,
         purchase: Purchase | None = None,
@@ -121,6 +120,8 @@ class Ledger:
           peak_flops: FLOP/s of all the devices together, for MFU; None where unknown.
           final: whether the run counts in the headline.
           region: whose grid the carbon is counted by.
+          exchange: how tokens reach experts on other devices: ``kind``, ``expert_devices`` and
+            ``devices_per_node``; None where they do not travel.
           plan: ``moejax.cost.plan.make_plan`` of the whole run, to compare its bill with.
           pue: power usage effectiveness of the data centre; None takes the chip's usual one.
           meter: measures energy, and is closed with the ledger; None leaves it to the estimate.
@@ -159,7 +160,8 @@ class Ledger:
             "purchase": purchase and dataclasses.asdict(purchase),
             "dollars_per_kwh": dollars_per_kwh,
             **identify_process(),
-            **({} if plan is None else {"plan": plan_against.record(plan)}),
+            "exchange": exchange and dict(exchange),
+            "plan": plan and plan_against.record(plan),
         }
         return cls(pathlib.Path(path), header, backfill_seconds, meter)
 
@@ -204,6 +206,19 @@ class Ledger:
                 self._tokens += tokens
                 self._flops += model_flops
                 self._steps += steps
+
+    def add_exchange(self, tokens: int, scale_up: float, scale_out: float) -> None:
+        """Adds what tokens sent to experts on other devices, in all of their training.
+
+        Args:
+          tokens: those that were counted; they may be some of those trained on.
+          scale_up: bytes within a machine.
+          scale_out: bytes between machines.
+        """
+        with self._lock:
+            if not self._closed:
+                for name, value in zip(self._sent, (tokens, scale_up, scale_out), strict=True):
+                    self._sent[name] += value
 
     def begin_from(self, step: int, tokens: int) -> None:
         """Says which state this segment trains on from: what is beyond it in earlier ones is lost.
@@ -334,6 +349,7 @@ class Ledger:
                     "model_flops": self._flops,
                     "steps": self._steps,
                     **self._began,
+                    **({"exchange": dict(self._sent)} if self._sent["tokens"] else {}),
                     **measured,
                 }
             self._write(record if status is None else {**record, "status": status})
@@ -351,11 +367,15 @@ class Ledger:
         return found | ({"energy_reason": self._meter.reason} if self._meter.reason else {})
 
     def _write(self, record: dict[str, Any]) -> None:
-        """Appends a line in one system call, on a line of its own whatever came before."""
-        line = ("\n" if self._torn else "") + json.dumps(record, separators=(",", ":")) + "\n"
+        """Appends a line in one system call, on a line of its own whatever came before.
+
+        A line torn by a kill or a full disk, another process's too, must not swallow this one. An
+        empty line does no harm.
+        """
+        size = os.fstat(self._file).st_size
+        torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
+        line = ("\n" if torn else "") + json.dumps(record, separators=(",", ":")) + "\n"
         data = line.encode()
-        self._torn = True
         written = os.write(self._file, data)
         if written != len(data):
             raise OSError(f"wrote {written} of {len(data)} bytes of a ledger line")
-        self._torn = False

@@ -31,7 +31,7 @@ PARTS = {
 }
 _RECORDED = (
     "tokens", "train_flops", "mfu", "mfu_source", "peak_flops", "peak_source", "hardware",
-    "devices", "device_hours", "wall_days", "price", "dollars", "energy_kwh", "co2_kg",
+    "devices", "device_hours", "wall_days", "price", "dollars", "energy_kwh", "co2_kg", "range",
 )  # fmt: skip
 
 
@@ -59,8 +59,8 @@ def against_plan(
 
     Returns:
       ``planned`` and ``actual``, with UNITS, ``wall_hours``, ``mfu`` (of the steps kept) and
-      ``dollars_per_hour``; ``difference`` by unit; ``parts``, by name (PARTS) and unit. For every
-      unit the parts add up to the difference.
+      ``dollars_per_hour``, the plan's ``range`` beside it; ``difference`` by unit;
+      ``parts``, by name (PARTS) and unit. For every unit the parts add up to the difference.
     """
     shares = [entry.share for entry in kept] if kept else [1.0] * len(parts)
     hours = [part.device_hours for part in parts]
@@ -138,6 +138,7 @@ def _planned(plan: Mapping[str, Any]) -> dict[str, Any]:
         "mfu": plan["mfu"],
         "mfu_source": plan["mfu_source"],
         "dollars_per_hour": plan["price"]["dollars_per_hour"],
+        "range": plan["range"],
     }
 
 

@@ -15,7 +15,7 @@ from moejax.data import baselines, batch_fingerprint, train_iterator, validation
 from moejax.models.sampling import generate
 from moejax.moe.diagnostics import router_health
 from moejax.parallel import sharding
-from moejax.training import prepare, run_dir
+from moejax.training import charge_exchange, prepare, run_dir
 from moejax.training.checkpoints import Checkpointer, CheckpointError
 from moejax.training.metrics import MetricWriter
 from moejax.training.progress import Progress
@@ -224,6 +224,8 @@ class Run:
 
     def _log(self, step: int, metrics: StepMetrics) -> None:
         ledger, billing = self.ledger, self.setup.billing
+        health = router_health(metrics.router_stats, metrics.router_state)
+        charge_exchange.charge(self.setup, ledger, health, ledger.tokens - self._mark[1])
         seconds, tokens, flops = ledger.seconds["train"], ledger.tokens, ledger.total_flops
         if tokens > self._mark[1] and seconds > self._mark[0]:
             passed = seconds - self._mark[0]
@@ -249,7 +251,6 @@ class Run:
                 zip(metrics.mtp.loss, metrics.mtp.acceptance, strict=True)
             ):
                 values |= {f"mtp/loss_{k}": float(loss), f"mtp/acceptance_{k}": float(accepted)}
-        health = router_health(metrics.router_stats, metrics.router_state)
         values |= {f"router/{name}": value for name, value in health.items()}
         self.writer.write(step, values)
         train = self.config.train

@@ -2,9 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 import types
@@ -289,6 +286,21 @@ def test_it_is_flushed_every_second_and_sums_to_the_wall_time(tmp_path):
     assert sum(read(tmp_path)["seconds"].values()) == pytest.approx(wall, rel=0.01, abs=0.02)
 
 
+def test_the_segments_of_a_run_sum_to_the_time_that_they_took(tmp_path):
+    wall = 0.0
+    for _ in range(2):
+        start = time.monotonic()
+        bill = opened(tmp_path)
+        for phase in ("compile", "train", "eval"):
+            with bill.phase(phase):
+                time.sleep(0.1)
+        bill.close("interrupted")
+        wall += time.monotonic() - start
+    found = read(tmp_path)
+    assert sum(found["seconds"].values()) == pytest.approx(wall, rel=0.01, abs=0.02)
+    assert found["wall_seconds"] == sum(found["seconds"].values())
+
+
 def test_threads_lose_nothing(tmp_path):
     bill = opened(tmp_path)
     start = time.monotonic()
@@ -310,13 +322,20 @@ def test_threads_lose_nothing(tmp_path):
 
 
 def test_charging_is_cheap(tmp_path):
-    """Well under 0.5 % of any step: a step makes a handful of calls; generous for busy machines."""
+    """What the loop does in a step takes under 0.5 % of one of 50 ms; the quickstart's take 700.
+
+    experiments/launch/ledger_overhead.py measures it in a run; generous, for busy machines.
+    """
     with opened(tmp_path) as bill:
         start = time.process_time()
         for _ in range(2000):
+            spent = (bill.total_dollars, bill.total_flops, bill.total_hours)
+            with bill.phase("data_wait"):
+                pass
             with bill.phase("train"):
                 bill.add(1, 1.0, 1)
-        assert (time.process_time() - start) / 2000 < 100e-6
+        assert (time.process_time() - start) / 2000 < 0.005 * 0.050
+        assert all(value >= 0 for value in spent)
 
 
 def test_a_torn_last_line_does_not_swallow_the_next(tmp_path, clock):
@@ -356,68 +375,6 @@ def test_a_ledger_that_cannot_be_read_is_not_added_to(tmp_path):
     path.write_text(json.dumps({"segment": "a", "event": "open", "version": 1}) + "\n")
     with pytest.raises(UserError, match="not a moejax ledger"):
         opened(tmp_path)
-
-
-CHILD = """
-import sys, time
-from moejax.cost.ledger import Ledger
-from moejax.cost.prices import Price
-began = time.monotonic()
-bill = Ledger.open(sys.argv[1] + "/ledger.jsonl", run_id="r", stage="pretrain", hardware="cpu",
-                   devices=1, price=Price(1.0, "user", "test", "2025"), peak_flops=1e9,
-                   backfill_seconds=eval(sys.argv[2]))
-print("ready", flush=True)
-bill.enter("train")
-while True:
-    bill.add(1, 1.0, 1)
-    time.sleep(0.001)
-"""
-
-
-def child(path, backfill="0.0"):
-    command = [sys.executable, "-c", CHILD, str(path), backfill]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-
-def test_sigkill_at_many_moments_costs_at_most_an_interval(tmp_path):
-    moments = [0.0, 0.1, 0.5, 0.9, 1.7, 2.2]
-    children = [child(tmp_path / str(i)) for i in range(len(moments))]
-    ready = []
-    for process in children:
-        assert process.stdout.readline() == "ready\n"
-        ready.append(time.monotonic())
-    last = max(ready)
-    lived = []
-    for i, moment in enumerate(moments):
-        time.sleep(max(0.0, last + moment - time.monotonic()))
-        if i == 4:
-            assert read(tmp_path / str(i))["status"] == "running"
-        os.kill(children[i].pid, signal.SIGKILL)
-        lived.append(time.monotonic() - ready[i])
-    for i, process in enumerate(children):
-        # Dead but not reaped it is a zombie, which runs no more.
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        found = read(tmp_path / str(i))
-        assert found["status"] == "killed"
-        slack = 0.7  # a busy machine wakes threads late
-        assert lived[i] - 1.0 - slack <= found["wall_seconds"] <= lived[i] + slack
-        process.wait()
-        process.stdout.close()
-        assert read(tmp_path / str(i))["status"] == "killed"
-        if found["wall_seconds"] > 1.5:
-            assert found["tokens"] > 0
-
-
-def test_start_up_is_back_filled_once_from_the_start_of_the_process(tmp_path):
-    begun = time.monotonic()
-    process = child(tmp_path, backfill="None")
-    assert process.stdout.readline() == "ready\n"
-    elapsed = time.monotonic() - begun
-    process.kill()
-    process.wait()
-    process.stdout.close()
-    startup = read(tmp_path)["seconds"]["startup"]
-    assert elapsed - 0.5 < startup < elapsed + 0.1
 
 
 def test_a_later_ledger_of_a_process_is_not_charged_its_start_up_again(tmp_path):

@@ -1,11 +1,11 @@
 """Plan against actual: the parts by hand, and that they add up whatever happened."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ledgers import charge, done, header, plan, write
 
-from moejax.cost import redone
+from moejax.cost import redone, utilisation
 from moejax.cost.bill import read
 from moejax.cost.plan import price_flops
 from moejax.cost.plan_against import PARTS, UNITS, against_plan, record, recorded
@@ -100,6 +100,7 @@ segment = st.fixed_dictionaries({
 })  # fmt: skip
 
 
+@settings(max_examples=100, deadline=None)
 @given(
     parts=st.lists(segment, min_size=1, max_size=5), known=st.booleans(),
     flops=st.floats(1.0, 1e26), devices=st.integers(1, 4096), rate=st.floats(0.001, 100),
@@ -120,7 +121,7 @@ def test_the_parts_add_up_to_the_difference(parts, known, flops, devices, rate, 
         step += values["steps"]
     made = price_flops(
         flops, hardware="h100_sxm", devices=devices, price=Price(rate, "user", "test", "2025"),
-        mfu=mfu,
+        used=utilisation.given(mfu, "a test"),
     ) | {"tokens": 1000}  # fmt: skip
     built[0].header["plan"] = record(made)
     found = against_plan(recorded(built), built, redone.kept(built))

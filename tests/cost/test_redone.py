@@ -1,7 +1,7 @@
 """Steps trained again after a resume from an older checkpoint."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ledgers import charge, header, write
 
@@ -50,6 +50,7 @@ def test_a_ledger_that_does_not_say_where_it_went_on_from():
     assert kept_steps(segment(10)) == [10]  # one process alone began at the beginning
 
 
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 30)), min_size=1, max_size=6))
 def test_what_is_kept_and_redone_is_what_was_billed(pieces):
     """Each segment goes back by so many steps; a walk over the steps themselves as reference."""

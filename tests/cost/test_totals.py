@@ -1,7 +1,7 @@
 """Sums over runs: by stage, by status, and what makes all-in more than the headline."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ledgers import charge, done, header, write
 
@@ -89,6 +89,7 @@ def test_runs_of_two_price_books(tmp_path):
     assert total["all_in"]["dollars"] == pytest.approx(2 * 1.8 + 2 * 3.0)
 
 
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 64), st.floats(0, 50), st.lists(st.floats(0, 1e6),
        min_size=len(PHASES), max_size=len(PHASES))), min_size=1, max_size=4))  # fmt: skip
 def test_uses_add_up_to_the_bill(pieces):
