@@ -15,7 +15,8 @@ so that the sum over the chosen is the dense output:
 - where they are not, their sum is the same for all tokens only while the router tells nothing: so
   its columns begin as small as float32 can still tell apart, and the outputs agree to about 1e-6.
 
-The paper scales every matrix of an expert, and by the same sum; here one is enough.
+The paper scales experts' weights for the same reason, and trains routers whose gates do vary: set
+``router_std`` for that, and the equality is one of averages.
 """
 
 import dataclasses
