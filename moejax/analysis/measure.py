@@ -13,6 +13,7 @@ from moejax.analysis import held_out as held_out_lib
 from moejax.analysis import probe, routing
 from moejax.analysis.held_out import HeldOut
 from moejax.models import ModelConfig
+from moejax.models.model_config import is_moe
 from moejax.moe.diagnostics import stack_bias, stack_layers
 
 # Tokens on which the outputs of all experts are compared, occurrences that a token id needs to be
@@ -171,7 +172,7 @@ def measure(
 def moe_layers(config: ModelConfig) -> list[int]:
     """Numbers of the MoE layers among all layers, from 0."""
     kinds = [kind for part, repeats in config.layout for kind in part * repeats]
-    return [i for i, kind in enumerate(kinds) if kind == "moe"]
+    return [i for i, kind in enumerate(kinds) if is_moe(kind)]
 
 
 def load_measures(seen: Seen) -> dict[str, Any]:
@@ -228,7 +229,7 @@ def _redundancy(config, params, sample) -> list[float]:
     """Of each MoE layer; the experts' outputs are computed layer by layer."""
     layers = []
     for i, (kinds, repeats) in enumerate(config.layout):
-        moe = [f"layer_{j}" for j, kind in enumerate(kinds) if kind == "moe"]
+        moe = [f"layer_{j}" for j, kind in enumerate(kinds) if is_moe(kind)]
         layers += [
             jax.tree.map(lambda leaf, n=n: leaf[n], params[f"segment_{i}"][name]["moe"])
             for n in range(repeats) for name in moe

@@ -6,10 +6,23 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from moejax.models.causal_attention import causal_attention
-from moejax.models.layers import Linear
+from moejax.models.attend import attend
+from moejax.models.layers import DType, Linear, RMSNorm
 from moejax.models.model_config import ModelConfig
-from moejax.models.rope import rotate
+from moejax.models.rope import frequencies, rotate
+
+
+@struct.dataclass
+class Masks:
+    """What queries may see, by kind of layer; each broadcastable to (B, H, S, keys).
+
+    Attributes:
+      full: of a layer that sees all earlier positions.
+      window: of a layer that sees the last ``attention.window`` only; None if there is none.
+    """
+
+    full: Bool[Array, "..."]
+    window: Bool[Array, "..."] | None = None
 
 
 @struct.dataclass
@@ -22,28 +35,75 @@ class KeyValueCache:
       index: positions filled, the same for every row.
     """
 
-    key: Float[Array, "B M N d"]
-    value: Float[Array, "B M N d"]
-    index: Int[Array, ""]
+    key: Float[Array, "*layers B M N d"]
+    value: Float[Array, "*layers B M N d"]
+    index: Int[Array, "*layers"]
+
+    @classmethod
+    def empty(
+        cls, config: ModelConfig, layers: int, batch: int, length: int, dtype: DType
+    ) -> "KeyValueCache":
+        """Room for ``length`` positions of ``batch`` rows in each of ``layers`` layers."""
+        shape = (layers, batch, length, config.attention.kv_heads, config.head_dim)
+        empty = jnp.zeros(shape, dtype)
+        return cls(empty, empty, jnp.zeros(layers, jnp.int32))
+
+    @property
+    def length(self) -> int:
+        """Positions that it has room for, M."""
+        return self.key.shape[-3]
 
 
 def attention_mask(
-    segment_ids: Int[Array, "B S"] | None, length: int
+    segment_ids: Int[Array, "B S"] | None, length: int, window: int = 0
 ) -> Bool[Array, "B 1 S S"] | Bool[Array, "1 1 S S"]:
     """True where a query (third axis) sees a key (last): not later, and of the same document.
 
     Padding (segment 0) sees padding only, so that no row of the softmax is empty.
+
+    Args:
+      segment_ids: document of each token; None means one a row.
+      length: S.
+      window: positions that a query sees, its own included; 0 means all.
     """
-    causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
+    seen = cached_mask(jnp.zeros((), jnp.int32), length, length, window)
     if segment_ids is None:
-        return causal
-    return causal & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
+        return seen
+    return seen & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
+
+
+def cached_mask(
+    start: Int[Array, ""], length: int, reach: int, window: int = 0
+) -> Bool[Array, "1 1 S M"]:
+    """As ``attention_mask``, for ``length`` queries from position ``start`` on over M cached keys.
+
+    Args:
+      start: position of the first query.
+      length: S.
+      reach: positions that the cache has room for, M.
+      window: positions that a query sees, its own included; 0 means all.
+    """
+    key = jnp.arange(reach)[None, None, None, :]
+    query = (start + jnp.arange(length))[None, None, :, None]
+    seen = key <= query
+    return seen & (key > query - window) if window else seen
+
+
+def write(old: Float[Array, "B M *w"], new: Float[Array, "B S *w"], index: Int[Array, ""]) -> Array:
+    """A cache's array with S positions more, from ``index`` on."""
+    return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), index, axis=1)
 
 
 class GroupedQueryAttention(nn.Module):
-    """Causal self-attention with H query heads over N key/value heads (arXiv 2305.13245)."""
+    """Causal self-attention with H query heads over N key/value heads (arXiv 2305.13245).
+
+    Attributes:
+      config: the model's config.
+      window: positions that a query sees, its own included; 0 means all. The mask says the same.
+    """
 
     config: ModelConfig
+    window: int = 0
 
     @nn.compact
     def __call__(
@@ -66,39 +126,43 @@ class GroupedQueryAttention(nn.Module):
           The output and the cache after the call (None without one).
         """
         config, options = self.config, self.config.attention
-        std, width = config.init_std, config.head_dim
+        width, biased = config.head_dim, options.bias != "none"
         heads = lambda name, count, axis: Linear(
-            (count, width), ("embed", axis, "head_dim"), init_std=std, name=name
+            (count, width), ("embed", axis, "head_dim"), 1, config.init_std, biased, name=name
         )(x)
-        query = rotate(heads("query", options.num_heads, "heads"), positions, options.rope_theta)
-        key = rotate(heads("key", options.kv_heads, "kv_heads"), positions, options.rope_theta)
+        query = self._place(heads("query", options.num_heads, "heads"), "query_norm", positions)
+        key = self._place(heads("key", options.kv_heads, "kv_heads"), "key_norm", positions)
         value = heads("value", options.kv_heads, "kv_heads")
+        whole = cache is None
         if cache is not None:
-            write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(
-                old, new.astype(old.dtype), cache.index, axis=1
-            )
             cache = KeyValueCache(
-                write(cache.key, key), write(cache.value, value), cache.index + x.shape[1]
+                write(cache.key, key, cache.index),
+                write(cache.value, value, cache.index),
+                cache.index + x.shape[1],
             )
             key, value = cache.key.astype(x.dtype), cache.value.astype(x.dtype)
-        name = implementation(options.implementation, query)
-        if name == "xla" and cache is None and jax.default_backend() == "cpu":
-            mixed = causal_attention(query, key, value, mask)
-        else:
-            mixed = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=name)
-        out = Linear((x.shape[-1],), ("heads", "head_dim", "embed"), 2, std, name="out")(mixed)
-        return out, cache
+        mixed = attend(
+            query, key, value, mask, name=options.implementation, sinks=self._sinks(),
+            window=self.window, whole=whole,
+        )  # fmt: skip
+        axes = ("heads", "head_dim", "embed")
+        out = Linear((x.shape[-1],), axes, 2, config.init_std, options.bias == "all", name="out")
+        return out(mixed), cache
 
+    def _place(
+        self, x: Float[Array, "B S H d"], norm: str, positions: Int[Array, "B S"]
+    ) -> Float[Array, "B S H d"]:
+        """Queries or keys, normalised where the config says so, then turned."""
+        config, options = self.config, self.config.attention
+        if options.qk_norm != "none":
+            flat = x if options.qk_norm == "head" else x.reshape(*x.shape[:2], -1)
+            x = RMSNorm(config.norm_eps, name=norm)(flat).reshape(x.shape)
+        turning = frequencies(options.rope_theta, options.rotary_dim(x.shape[-1]), options.rope)
+        return rotate(x, positions, turning, options.rope.cos_sin_factor)
 
-def implementation(name: str, query: Array) -> str:
-    """Resolves ``auto``: cuDNN on a GPU, where its kernels take the type and width of the heads.
-
-    Args:
-      name: ``auto``, ``xla`` or ``cudnn``.
-      query: queries, (B, S, H, d).
-    """
-    if name != "auto":
-        return name
-    width = query.shape[-1]
-    fits = query.dtype == jnp.bfloat16 and width % 8 == 0 and width <= 128
-    return "cudnn" if jax.default_backend() == "gpu" and fits else "xla"
+    def _sinks(self) -> Float[Array, " H"] | None:
+        options = self.config.attention
+        if not options.sinks:
+            return None
+        init = nn.with_logical_partitioning(nn.initializers.zeros, ("heads",))
+        return self.param("sinks", init, (options.num_heads,), jnp.float32)

@@ -110,8 +110,10 @@ class AttentionConfig:
       sinks: a learned logit a head in the softmax's denominator (gpt-oss).
       rope_theta: base of the rotary position embedding.
       rope: its other options.
-      implementation: ``auto`` is cuDNN on a GPU in bfloat16 and XLA elsewhere; XLA on a CPU runs
-        ``moejax.models.causal_attention``, elsewhere ``jax.nn.dot_product_attention``.
+      implementation: ``auto`` is cuDNN on a GPU in bfloat16, for heads of up to 128 channels and
+        without sinks, and XLA elsewhere; XLA on a CPU runs ``moejax.models.causal_attention``,
+        elsewhere ``jax.nn.dot_product_attention``. Decoding with the cache of ``mla`` is always
+        XLA's: its one key/value head is wider than cuDNN's.
     """
 
     num_heads: int = 8

@@ -7,6 +7,8 @@ gradient come from the output (FlashAttention-2, arXiv 2307.08691, section 2.3.1
 fresh memory costs more than that: probabilities saved over layers are most of what attention takes.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -28,14 +30,17 @@ def block_ranges(length: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def causal_attention(
     query: Float[Array, "B S H d"],
     key: Float[Array, "B S N d"],
-    value: Float[Array, "B S N d"],
+    value: Float[Array, "B S N v"],
     mask: Bool[Array, "#B 1 S S"],
-) -> Float[Array, "B S H d"]:
-    """softmax(query · key / sqrt(d)) · value, where ``mask`` lets a query see no later key.
+    sinks: Float[Array, " H"] | None = None,
+    scale: float | None = None,
+    window: int = 0,
+) -> Float[Array, "B S H v"]:
+    """softmax(scale · query · key) · value, where ``mask`` lets a query see no later key.
 
     Products run in the inputs' type, sums and the softmax in float32.
 
@@ -45,11 +50,15 @@ def causal_attention(
       value: values.
       mask: True where a query (third axis) sees a key (last). False above the diagonal, which is
         not read throughout, and True somewhere in every row.
+      sinks: a logit a head that takes part in the softmax and has no value (gpt-oss).
+      scale: factor on the scores; None means 1 / sqrt(d).
+      window: positions that the mask lets a query see at most, its own included: keys before those
+        are not read. 0 means all.
 
     Returns:
       The mixed values, in the queries' type.
     """
-    return _forward(query, key, value, mask)[0]
+    return _forward(query, key, value, mask, sinks, scale, window)[0]
 
 
 def _group(x: Float[Array, "B S H w"], kv_heads: int) -> Float[Array, "B N G S w"]:
@@ -67,55 +76,87 @@ def _einsum(equation: str, *arrays: Array) -> Array:
     return jnp.einsum(equation, *arrays, preferred_element_type=jnp.float32)
 
 
+def _blocks(length: int, window: int) -> list[tuple[int, int, int]]:
+    """Start and end of each block of queries, and the first key that it sees."""
+    first = lambda start: max(0, start - window + 1) if window else 0
+    return [(start, end, first(start)) for start, end in block_ranges(length)]
+
+
 def _scores(
-    query: Float[Array, "B N G t d"], key: Float[Array, "B N s d"], mask: Bool[Array, "#B 1 t s"]
+    query: Float[Array, "B N G t d"],
+    key: Float[Array, "B N s d"],
+    mask: Bool[Array, "#B 1 t s"],
+    scale: float | None,
 ) -> Float[Array, "B N G t s"]:
     """Scaled scores in float32; where a key is not seen, so low that it does not count."""
-    scores = _einsum("bngtd,bnsd->bngts", query, key) * query.shape[-1] ** -0.5
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = _einsum("bngtd,bnsd->bngts", query, key) * scale
     return jnp.where(mask[:, :, None], scores, 0.7 * jnp.finfo(jnp.float32).min)
 
 
-def _forward(query, key, value, mask):
+def _sink_logits(sinks: Float[Array, " H"], kv_heads: int) -> Float[Array, "1 N G 1 1"]:
+    return sinks.astype(jnp.float32).reshape(1, kv_heads, -1, 1, 1)
+
+
+def _forward(query, key, value, mask, sinks, scale, window):
     grouped, keys = _group(query, key.shape[2]), key.swapaxes(1, 2)
     values = value.swapaxes(1, 2)
     outs, log_totals = [], []
-    for start, end in block_ranges(query.shape[1]):
-        scores = _scores(grouped[..., start:end, :], keys[:, :, :end], mask[:, :, start:end, :end])
+    for start, end, first in _blocks(query.shape[1], window):
+        seen = (slice(None),) * 2 + (slice(first, end),)
+        block = mask[:, :, start:end, first:end]
+        scores = _scores(grouped[..., start:end, :], keys[seen], block, scale)
         largest = jnp.max(scores, axis=-1, keepdims=True)
+        if sinks is not None:
+            largest = jnp.maximum(largest, _sink_logits(sinks, key.shape[2]))
         weights = jnp.exp(scores - largest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        mixed = _einsum("bngts,bnsd->bngtd", weights.astype(value.dtype), values[:, :, :end])
+        if sinks is not None:
+            total += jnp.exp(_sink_logits(sinks, key.shape[2]) - largest)
+        mixed = _einsum("bngts,bnsd->bngtd", weights.astype(value.dtype), values[seen])
         outs.append((mixed / total).astype(query.dtype))
         log_totals.append(largest + jnp.log(total))
     out = _ungroup(jnp.concatenate(outs, axis=3))
-    return out, (query, key, value, mask, out, jnp.concatenate(log_totals, axis=3))
+    return out, (query, key, value, mask, sinks, out, jnp.concatenate(log_totals, axis=3))
 
 
-def _backward(saved, d_out):
-    query, key, value, mask, out, log_total = saved
+def _backward(scale, window, saved, d_out):
+    query, key, value, mask, sinks, out, log_total = saved
     dtype, kv_heads = query.dtype, key.shape[2]
-    # Row sums of probability times its gradient, from d numbers a row and not S.
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    # Row sums of probability times its gradient, from v numbers a row and not S.
     row_sum = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), -1, keepdims=True)
     row_sum, d_out = _group(row_sum, kv_heads), _group(d_out, kv_heads)
     query, key, value = _group(query, kv_heads), key.swapaxes(1, 2), value.swapaxes(1, 2)
     d_query, d_key, d_value = [], None, None
-    # The last block reaches every key; the others add to the front of its gradients.
-    for start, end in reversed(block_ranges(query.shape[3])):
+    # The last block reaches the last key; the others add to what lies before.
+    for start, end, first in reversed(_blocks(query.shape[3], window)):
         rows = (slice(None),) * 3 + (slice(start, end),)
-        seen = (slice(None),) * 2 + (slice(end),)
-        scores = _scores(query[rows], key[seen], mask[:, :, start:end, :end])
+        seen = (slice(None),) * 2 + (slice(first, end),)
+        scores = _scores(query[rows], key[seen], mask[:, :, start:end, first:end], scale)
         weights = jnp.exp(scores - log_total[rows])
         d_weights = _einsum("bngtd,bnsd->bngts", d_out[rows], value[seen])
-        d_scores = weights * (d_weights - row_sum[rows]) * query.shape[-1] ** -0.5
+        d_scores = weights * (d_weights - row_sum[rows]) * factor
         weights, d_scores = weights.astype(dtype), d_scores.astype(dtype)
         d_query.append(_einsum("bngts,bnsd->bngtd", d_scores, key[seen]).astype(dtype))
         to_key = _einsum("bngts,bngtd->bnsd", d_scores, query[rows])
         to_value = _einsum("bngts,bngtd->bnsd", weights, d_out[rows])
-        d_key = to_key if d_key is None else d_key.at[seen].add(to_key)
-        d_value = to_value if d_value is None else d_value.at[seen].add(to_value)
+        d_key, d_value = _add(d_key, to_key, seen), _add(d_value, to_value, seen)
     whole = lambda gradient, like: gradient.astype(like.dtype).swapaxes(1, 2)
     d_query = _ungroup(jnp.concatenate(d_query[::-1], axis=3))
-    return d_query, whole(d_key, key), whole(d_value, value), None
+    d_sinks = None
+    if sinks is not None:
+        # The sink's probability times minus the row sum: its own value is zero.
+        taken = -jnp.exp(_sink_logits(sinks, kv_heads) - log_total) * row_sum
+        d_sinks = jnp.sum(taken, axis=(0, 3, 4)).reshape(-1).astype(sinks.dtype)
+    return d_query, whole(d_key, key), whole(d_value, value), None, d_sinks
+
+
+def _add(total: Array | None, part: Array, where: tuple[slice, ...]) -> Array:
+    """Adds a block's part to a gradient over all keys; the first part reaches the last key."""
+    if total is None:
+        return jnp.pad(part, ((0, 0), (0, 0), (where[2].start, 0), (0, 0)))
+    return total.at[where].add(part)
 
 
 causal_attention.defvjp(_forward, _backward)

@@ -30,34 +30,43 @@ class RMSNorm(nn.Module):
         return (wide * jax.lax.rsqrt(mean_square + self.epsilon) * scale).astype(x.dtype)
 
 
+def kernel_init(init_std: float, num_inputs: int, ndim: int) -> nn.initializers.Initializer:
+    """Normal of deviation ``init_std``, or scaled by fan-in where that is 0; inputs come first."""
+    if init_std:
+        return nn.initializers.normal(init_std)
+    inputs, outputs = tuple(range(num_inputs)), tuple(range(num_inputs, ndim))
+    return nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", inputs, outputs)
+
+
 class Linear(nn.Module):
-    """A linear map without bias, over the last ``num_inputs`` axes of x to new axes.
+    """A linear map over the last ``num_inputs`` axes of x to new axes.
 
     Attributes:
       features: sizes of the new axes.
       axes: logical names of the kernel's axes, inputs first.
       num_inputs: how many of the last axes of x are contracted.
       init_std: deviation of the initial kernel; 0 scales by fan-in.
+      bias: whether to add a bias, zeros at first.
     """
 
     features: tuple[int, ...]
     axes: tuple[str | None, ...]
     num_inputs: int = 1
     init_std: float = 0.0
+    bias: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         shape = x.shape[x.ndim - self.num_inputs :] + self.features
-        inputs = tuple(range(self.num_inputs))
-        outputs = tuple(range(self.num_inputs, len(shape)))
-        if self.init_std:
-            init = nn.initializers.normal(self.init_std)
-        else:
-            init = nn.initializers.variance_scaling(
-                1.0, "fan_in", "truncated_normal", inputs, outputs
-            )
+        init = kernel_init(self.init_std, self.num_inputs, len(shape))
         kernel = self.param(
             "kernel", nn.with_logical_partitioning(init, self.axes), shape, jnp.float32
         )
+        inputs = tuple(range(self.num_inputs))
         contracted = tuple(range(x.ndim - self.num_inputs, x.ndim))
-        return jax.lax.dot_general(x, kernel.astype(x.dtype), ((contracted, inputs), ((), ())))
+        y = jax.lax.dot_general(x, kernel.astype(x.dtype), ((contracted, inputs), ((), ())))
+        if not self.bias:
+            return y
+        init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[self.num_inputs :])
+        bias = self.param("bias", init, self.features, jnp.float32).astype(x.dtype)
+        return y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)

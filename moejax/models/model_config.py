@@ -13,6 +13,16 @@ LAYER_KINDS = ("dense", "moe", "dense_window", "moe_window")
 Segment = tuple[tuple[str, ...], int]
 
 
+def is_moe(kind: str) -> bool:
+    """Whether a kind of layer has experts."""
+    return "moe" in kind.split("_")
+
+
+def has_window(kind: str) -> bool:
+    """Whether the attention of a kind of layer sees a window only."""
+    return "window" in kind.split("_")
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Options of a decoder-only transformer.

@@ -6,18 +6,26 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from moejax.models.attention import GroupedQueryAttention, KeyValueCache, attention_mask
+from moejax.models.attention import (
+    GroupedQueryAttention,
+    KeyValueCache,
+    Masks,
+    attention_mask,
+    cached_mask,
+)
 from moejax.models.layers import RMSNorm, compute_dtype
 from moejax.models.loss import chunked_cross_entropy
-from moejax.models.model_config import ModelConfig
+from moejax.models.mla import LatentCache, MultiHeadLatentAttention
+from moejax.models.model_config import ModelConfig, has_window, is_moe
 from moejax.moe.experts import SwiGLU
 from moejax.moe.layer import MoELayer
 from moejax.moe.routers import RouterInputs
 
 Stats = dict[str, Any]
 Caches = dict[str, Any]
+LayerCache = KeyValueCache | LatentCache
 
 
 @struct.dataclass
@@ -29,7 +37,7 @@ class Output:
       hidden: final, normalised hidden states.
       aux_loss: weighted auxiliary losses, summed over MoE layers: add it to the loss.
       router_stats: sums over tokens, by segment and layer; leaves have a leading axis of repeats.
-      cache: keys and values after the call, if a cache was given.
+      cache: what attention keeps, after the call, if a cache was given.
     """
 
     logits: Float[Array, "B S V"] | None
@@ -77,16 +85,16 @@ class Layer(nn.Module):
         self,
         carry: Carry,
         tokens: RouterInputs,
-        mask: Bool[Array, "..."],
-        cache: KeyValueCache | None,
-    ) -> tuple[Carry, Stats, KeyValueCache | None]:
+        masks: Masks,
+        cache: LayerCache | None,
+    ) -> tuple[Carry, Stats, LayerCache | None]:
         config, x = self.config, carry.x
         norm = lambda name: RMSNorm(config.norm_eps, name=name)
-        attention = GroupedQueryAttention(config, name="attention")
-        mixed, cache = attention(norm("attention_norm")(x), tokens.positions, mask, cache)
+        inner = norm("attention_norm")(x)
+        mixed, cache = self._attention(inner, tokens.positions, masks, cache)
         x = nn.with_logical_constraint(x + mixed, ("batch", "length", "embed_act"))
         inner, stats = norm("ffn_norm")(x), {}
-        if self.kind == "moe":
+        if is_moe(self.kind):
             out = MoELayer(config.moe, config.init_std, name="moe")(
                 tokens.replace(x=inner, layer=carry.layer, previous_logits=carry.logits)
             )
@@ -99,6 +107,17 @@ class Layer(nn.Module):
         x = nn.with_logical_constraint(x + y, ("batch", "length", "embed_act"))
         return carry.replace(x=x), stats, cache
 
+    def _attention(self, x, positions, masks, cache):
+        """By the kind that the config names, under the mask of this layer."""
+        config = self.config
+        if config.attention.kind == "mla":
+            attention = MultiHeadLatentAttention(config, name="attention")
+            return attention(x, positions, masks.full, cache)
+        window = config.attention.window if has_window(self.kind) else 0
+        mask = masks.window if window else masks.full
+        attention = GroupedQueryAttention(config, window, name="attention")
+        return attention(x, positions, mask, cache)
+
 
 class Pattern(nn.Module):
     """The layers that a segment repeats: the body of its scan."""
@@ -107,13 +126,13 @@ class Pattern(nn.Module):
     kinds: tuple[str, ...]
 
     @nn.compact
-    def __call__(self, carry, caches, tokens, mask):
+    def __call__(self, carry, caches, tokens, masks):
         stats, new_caches = {}, {}
         for i, kind in enumerate(self.kinds):
             name = f"layer_{i}"
             layer = Layer(self.config, kind, name=name)
             cache = None if caches is None else caches[name]
-            carry, layer_stats, cache = layer(carry, tokens, mask, cache)
+            carry, layer_stats, cache = layer(carry, tokens, masks, cache)
             if layer_stats:
                 stats[name] = layer_stats
             new_caches[name] = cache
@@ -193,11 +212,7 @@ class Transformer(nn.Module):
         start = jnp.zeros((), jnp.int32) if cache is None else cache["index"]
         if positions is None:
             positions = jnp.broadcast_to(start + jnp.arange(length)[None], (batch, length))
-        if cache is None:
-            mask = attention_mask(segment_ids, length)
-        else:
-            reach = jnp.arange(_cache_length(cache))[None, None, None, :]
-            mask = reach <= (start + jnp.arange(length))[None, None, :, None]
+        masks = make_masks(self.config, segment_ids, length, cache)
         valid = jnp.ones(tokens.shape, bool) if segment_ids is None else segment_ids > 0
         x = jnp.take(self.embedding, tokens, axis=0).astype(compute_dtype(self.config.dtype))
         x = x * jnp.asarray(self.config.embedding_multiplier, x.dtype)
@@ -208,7 +223,7 @@ class Transformer(nn.Module):
         for i in range(len(self.config.layout)):
             name = f"segment_{i}"
             caches = None if cache is None else cache[name]
-            carry, (segment_stats, caches) = getattr(self, name)(carry, caches, inputs, mask)
+            carry, (segment_stats, caches) = getattr(self, name)(carry, caches, inputs, masks)
             if segment_stats:
                 stats[name] = segment_stats
             if cache is not None:
@@ -250,17 +265,25 @@ class Transformer(nn.Module):
 def init_cache(config: ModelConfig, batch: int, max_length: int) -> Caches:
     """An empty cache for ``batch`` rows of up to ``max_length`` positions."""
     dtype = compute_dtype(config.dtype)
-    heads = (config.attention.kv_heads, config.head_dim)
-    empty = lambda n: jnp.zeros((n, batch, max_length, *heads), dtype)
-    layer = lambda n: KeyValueCache(empty(n), empty(n), jnp.zeros(n, jnp.int32))
+    kind = LatentCache if config.attention.kind == "mla" else KeyValueCache
     cache: Caches = {"index": jnp.zeros((), jnp.int32)}
     for i, (kinds, repeats) in enumerate(config.layout):
-        cache[f"segment_{i}"] = {f"layer_{j}": layer(repeats) for j in range(len(kinds))}
+        layer = lambda n=repeats: kind.empty(config, n, batch, max_length, dtype)
+        cache[f"segment_{i}"] = {f"layer_{j}": layer() for j in range(len(kinds))}
     return cache
 
 
-def _cache_length(cache: Caches) -> int:
-    return cache["segment_0"]["layer_0"].key.shape[2]
+def make_masks(
+    config: ModelConfig, segment_ids: Int[Array, "B S"] | None, length: int, cache: Caches | None
+) -> Masks:
+    """The masks of all kinds of layers for ``length`` tokens a row, after those in a cache."""
+    if cache is None:
+        mask = lambda window: attention_mask(segment_ids, length, window)
+    else:
+        reach = cache["segment_0"]["layer_0"].length
+        mask = lambda window: cached_mask(cache["index"], length, reach, window)
+    windowed = config.layers("window") > 0
+    return Masks(mask(0), mask(config.attention.window) if windowed else None)
 
 
 def update_router_state(config: ModelConfig, router_state: Stats, router_stats: Stats) -> Stats:

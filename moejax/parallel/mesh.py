@@ -26,6 +26,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "heads": "tensor",
     "kv_heads": "tensor",
     "head_dim": None,
+    "latent": "fsdp",
     "mlp": "tensor",
     "expert": "expert",
     "router_expert": None,
@@ -97,6 +98,9 @@ def check_fits(shape: tuple[int, ...], model: ModelConfig, batch_size: int) -> N
         ("tensor", "model.attention.num_kv_heads", model.attention.kv_heads),
         ("fsdp", "model.d_model", model.d_model),
     ]
+    if model.attention.kind == "mla":
+        cut.append(("fsdp", "model.attention.q_lora_rank", model.attention.q_lora_rank))
+        cut.append(("fsdp", "model.attention.kv_lora_rank", model.attention.kv_lora_rank))
     if model.layers("dense"):
         cut.append(("tensor", "model.d_ff", model.dense_width))
     if model.layers("moe"):

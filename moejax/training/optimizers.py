@@ -23,7 +23,7 @@ class OptimConfig:
       warmup_steps: steps of linear warm-up from 0.
       decay_fraction: share of all steps that the decay of ``wsd`` takes.
       final_fraction: last learning rate over the peak.
-      weight_decay: decoupled decay of everything but norms.
+      weight_decay: decoupled decay of everything but norms, biases and sinks.
       clip_norm: largest global norm of the gradients; 0 does not clip.
       beta1: AdamW's first decay rate.
       beta2: AdamW's second decay rate.
@@ -99,17 +99,22 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
 
 
 def decay_mask(params: Params) -> Params:
-    """True for the leaves that weight decay applies to: all but the scales of norms."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "scale", params)
+    """True for the leaves that weight decay applies to: all but norms, biases and sinks."""
+    kept = lambda name: name in ("scale", "sinks") or name.endswith("bias")
+    return jax.tree_util.tree_map_with_path(lambda path, _: not kept(path[-1].key), params)
 
 
 # Input and output axes of the matrices that Muon takes, counted from the end, by the last two
 # names of a parameter's path. All other axes are batches: layers, experts, gate beside up.
-# Embedding, head, norms and routers stay with AdamW.
+# Embedding, head, norms, biases, sinks and routers stay with AdamW.
 _MATRICES = {
     ("query", "kernel"): ((-3,), (-2, -1)),
     ("key", "kernel"): ((-3,), (-2, -1)),
     ("value", "kernel"): ((-3,), (-2, -1)),
+    ("query_down", "kernel"): ((-2,), (-1,)),
+    ("query_up", "kernel"): ((-3,), (-2, -1)),
+    ("kv_down", "kernel"): ((-2,), (-1,)),
+    ("kv_up", "kernel"): ((-3,), (-2, -1)),
     ("out", "kernel"): ((-3, -2), (-1,)),
     ("experts", "gate_up"): ((-3,), (-1,)),
     ("shared", "gate_up"): ((-3,), (-1,)),

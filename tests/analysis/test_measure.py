@@ -74,6 +74,11 @@ def test_the_names_of_tokens():
 def test_layers_are_numbered_as_in_the_model():
     config = tiny.moe_config(segments=((("dense", "moe"), 2), (("moe",), 1)), num_layers=5)
     assert measure.moe_layers(config) == [1, 3, 4]
+    windowed = tiny.moe_config(
+        segments=((("dense_window", "moe_window", "moe"), 1),), num_layers=3,
+        attention=tiny.AttentionConfig(4, 2, window=2),
+    )  # fmt: skip
+    assert measure.moe_layers(windowed) == [1, 2]
 
 
 def test_json_has_five_digits_and_no_nan():

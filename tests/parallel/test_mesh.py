@@ -8,7 +8,7 @@ import tiny
 from jax.sharding import PartitionSpec as P
 
 from moejax.config import ConfigError
-from moejax.models import Transformer
+from moejax.models import AttentionConfig, Transformer
 from moejax.parallel import AXES, RULES, MeshConfig, check_fits, make_mesh, sharding, spec
 
 
@@ -75,8 +75,38 @@ def test_specs_by_logical_names():
         spec("embedd")
 
 
-@pytest.mark.parametrize("router", ["deepseek_v3", "softmax_topk"])
-def test_every_logical_name_of_the_model_is_in_the_table(router, monkeypatch):
+MLA = AttentionConfig(
+    4, kind="mla", q_lora_rank=12, kv_lora_rank=8, nope_head_dim=6, rope_head_dim=4, v_head_dim=5,
+    bias="all",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("shape", "field"),
+    [
+        ((1, 1, 1, 8), "mesh.tensor"),  # 4 heads
+        ((1, 8, 1, 1), "mesh.fsdp"),  # a query's latent of 12
+        ((1, 4, 1, 4), None),
+    ],
+)
+def test_latent_attention_is_cut_by_its_heads_and_its_ranks(shape, field):
+    if field is None:
+        check_fits(shape, tiny.dense_config(attention=MLA), 8)
+        return
+    with pytest.raises(ConfigError) as error:
+        check_fits(shape, tiny.dense_config(attention=MLA), 8)
+    assert error.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("router", "attention"),
+    [
+        ("deepseek_v3", AttentionConfig(4, 2)),
+        ("softmax_topk", AttentionConfig(4, 2, qk_norm="all", bias="all", sinks=True)),
+        ("deepseek_v3", MLA),
+    ],
+)
+def test_every_logical_name_of_the_model_is_in_the_table(router, attention, monkeypatch):
     used = set()
     constrain = nn.with_logical_constraint
 
@@ -86,7 +116,7 @@ def test_every_logical_name_of_the_model_is_in_the_table(router, monkeypatch):
         return constrain(x, names)
 
     monkeypatch.setattr(nn, "with_logical_constraint", record)
-    config = tiny.moe_config(router)
+    config = tiny.moe_config(router, attention=attention)
     boxes = jax.tree.leaves(
         tiny.shapes(config)["params"], is_leaf=lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)
     )

@@ -114,6 +114,45 @@ def test_muon_matrices_are_a_layers_and_an_experts_own(params):
     assert found[layer + "moe/router/kernel"] is None and found["embedding"] is None
 
 
+def test_muon_takes_latent_attentions_matrices_but_no_bias_and_no_norm():
+    # (repeats, inputs, outputs); heads and their channels are outputs together.
+    attention = tiny.AttentionConfig(
+        4, kind="mla", q_lora_rank=12, kv_lora_rank=8, nope_head_dim=6, rope_head_dim=4,
+        v_head_dim=5, bias="all",
+    )  # fmt: skip
+    params = tiny.variables(tiny.dense_config(attention=attention))["params"]
+    params = params["segment_0"]["layer_0"]["attention"]
+    found = paths(
+        muon_dimensions(params), lambda leaf: leaf is None or hasattr(leaf, "output_axis")
+    )
+    got = {
+        path: (tuple(axes.reduction_axis), tuple(axes.output_axis))
+        for path, axes in found.items() if axes is not None
+    }  # fmt: skip
+    assert got == {
+        "query_down/kernel": ((1,), (2,)), "query_up/kernel": ((1,), (2, 3)),
+        "kv_down/kernel": ((1,), (2,)), "kv_up/kernel": ((1,), (2, 3)),
+        "out/kernel": ((1, 2), (3,)),
+    }  # fmt: skip
+    taken = {path for path, label in paths(muon_labels(params)).items() if label == "muon"}
+    assert taken == got.keys()
+    decayed = {path for path, kept in paths(decay_mask(params)).items() if kept}
+    assert decayed == got.keys()
+
+
+def test_biases_and_sinks_are_adamws_and_do_not_decay():
+    attention = tiny.AttentionConfig(4, 2, qk_norm="head", bias="all", sinks=True)
+    config = tiny.moe_config("gpt_oss", attention=attention)
+    params = tiny.variables(config)["params"]
+    for path, decays in paths(decay_mask(params)).items():
+        name = path.split("/")[-1]
+        assert decays == (name not in ("scale", "sinks") and not name.endswith("bias")), path
+    labels = paths(muon_labels(params))
+    layer = "segment_1/layer_0/attention/"
+    for name in ("query/bias", "key/bias", "value/bias", "out/bias", "sinks", "key_norm/scale"):
+        assert labels[layer + name] == "adamw", name
+
+
 def newton_schulz(matrix):
     """Five quintic steps with Muon's coefficients (Jordan 2024), on one matrix in float64."""
     x = matrix / np.linalg.norm(matrix)
@@ -155,16 +194,21 @@ def test_muons_update_is_newton_schulz_of_each_matrix():
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_weight_decay_takes_everything_but_norms(optimizer):
+def test_weight_decay_takes_everything_but_norms_biases_and_sinks(optimizer):
     # With no gradient an update is -rate · decay · weight, or nothing.
     scale = {"scale": jnp.ones((2, 4))}
-    layer = {"ffn_norm": scale, "moe": {"experts": {"down": jnp.ones((2, 3, 4, 5))}}}
+    attention = {"sinks": jnp.ones((2, 4)), "out": {"bias": jnp.ones((2, 4))}}
+    layer = {
+        "attention": attention,
+        "ffn_norm": scale,
+        "moe": {"experts": {"down": jnp.ones((2, 3, 4, 5))}},
+    }
     params = {"embedding": jnp.ones((8, 4)), "layer_0": layer, "final_norm": scale}
     config = OptimConfig(optimizer=optimizer, learning_rate=0.5, warmup_steps=0, weight_decay=0.1)
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates = paths(run_optimizer(config, params, zeros))
     for path, weight in paths(params).items():
-        factor = 0.0 if path.endswith("scale") else -0.05
+        factor = 0.0 if path.endswith(("scale", "sinks", "bias")) else -0.05
         np.testing.assert_allclose(updates[path], factor * weight, rtol=1e-5, err_msg=path)
     assert not decay_mask(params)["final_norm"]["scale"] and decay_mask(params)["embedding"]
 

@@ -1,0 +1,162 @@
+"""Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1).
+
+Keys and values of all heads are made of one latent a token, and one key that turns is shared by
+all heads. Whole rows are attended with keys and values made of the latents; with a cache, which
+holds latents and shared keys only, the matrix that would make them is applied to queries and
+outputs instead (section 2.1.2), so that all heads attend to the one latent.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from moejax.models.attend import attend
+from moejax.models.attention import write
+from moejax.models.layers import DType, Linear, RMSNorm, kernel_init
+from moejax.models.model_config import ModelConfig
+from moejax.models.rope import frequencies, rotate
+
+
+@struct.dataclass
+class LatentCache:
+    """What is kept of the positions seen so far, with room for more.
+
+    Attributes:
+      entry: the normalised latent (first ``kv_lora_rank`` channels) and the turned shared key, in
+        one array since a query multiplies with both at once; positions from ``index`` on are not
+        yet filled.
+      index: positions filled, the same for every row.
+    """
+
+    entry: Float[Array, "*layers B M w"]
+    index: Int[Array, "*layers"]
+
+    @classmethod
+    def empty(
+        cls, config: ModelConfig, layers: int, batch: int, length: int, dtype: DType
+    ) -> "LatentCache":
+        """Room for ``length`` positions of ``batch`` rows in each of ``layers`` layers."""
+        width = config.attention.kv_lora_rank + config.attention.rope_head_dim
+        return cls(jnp.zeros((layers, batch, length, width), dtype), jnp.zeros(layers, jnp.int32))
+
+    @property
+    def length(self) -> int:
+        """Positions that it has room for, M."""
+        return self.entry.shape[-2]
+
+
+class KeyValueUp(nn.Module):
+    """The matrix from the latent to the heads' keys (first ``nope`` channels) and values.
+
+    Attributes:
+      heads: H.
+      nope: channels of a key that do not turn.
+      width: channels of a value.
+      latent: width of the latent, r.
+      init_std: deviation of the initial kernel; 0 scales by fan-in.
+    """
+
+    heads: int
+    nope: int
+    width: int
+    latent: int
+    init_std: float = 0.0
+
+    def setup(self) -> None:
+        init = nn.with_logical_partitioning(
+            kernel_init(self.init_std, 1, 3), ("latent", "heads", "head_dim")
+        )
+        shape = (self.latent, self.heads, self.nope + self.width)
+        self.kernel = self.param("kernel", init, shape, jnp.float32)
+
+    def __call__(
+        self, latent: Float[Array, "B S r"]
+    ) -> tuple[Float[Array, "B S H n"], Float[Array, "B S H v"]]:
+        """Keys and values of every head."""
+        both = jnp.einsum("bsr,rhw->bshw", latent, self.kernel.astype(latent.dtype))
+        return both[..., : self.nope], both[..., self.nope :]
+
+    def absorb_query(self, query: Float[Array, "B S H n"]) -> Float[Array, "B S H r"]:
+        """What multiplies with a latent as the query does with the key made of it."""
+        kernel = self.kernel[..., : self.nope].astype(query.dtype)
+        return jnp.einsum("bshn,rhn->bshr", query, kernel)
+
+    def values(self, mixed: Float[Array, "B S H r"]) -> Float[Array, "B S H v"]:
+        """The mixed values, from mixed latents."""
+        kernel = self.kernel[..., self.nope :].astype(mixed.dtype)
+        return jnp.einsum("bshr,rhv->bshv", mixed, kernel)
+
+
+class MultiHeadLatentAttention(nn.Module):
+    """Causal self-attention whose keys and values are made of a latent."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        positions: Int[Array, "B S"],
+        mask: Bool[Array, "..."],
+        cache: LatentCache | None = None,
+    ) -> tuple[Float[Array, "B S D"], LatentCache | None]:
+        """Attends; with a cache, writes this call's latents and shared keys into it first.
+
+        Args:
+          x: normalised layer input.
+          positions: position of each token in its document.
+          mask: what each query may see, broadcastable to (B, H, S, keys); without a cache,
+            ``attention_mask``'s, which lets no query see a later key.
+          cache: where earlier latents and shared keys stand.
+
+        Returns:
+          The output and the cache after the call (None without one).
+        """
+        config, options = self.config, self.config.attention
+        std, biased, rank = config.init_std, options.bias == "all", options.kv_lora_rank
+        turning = frequencies(options.rope_theta, options.rope_head_dim, options.rope)
+        turn = lambda part: rotate(part, positions, turning, options.rope.cos_sin_factor)
+        query = self._query(x)
+        still, turned = jnp.split(query, [options.nope_head_dim], axis=-1)
+        turned = turn(turned)
+        down = Linear(
+            (rank + options.rope_head_dim,), ("embed", None), 1, std, biased, name="kv_down"
+        )(x)
+        latent = RMSNorm(options.latent_norm_eps, name="kv_norm")(down[..., :rank])
+        shared = turn(down[..., None, rank:])
+        up = KeyValueUp(
+            options.num_heads, options.nope_head_dim, options.v_head_dim, rank, std, name="kv_up"
+        )
+        scale = config.head_dim**-0.5 * options.rope.softmax_factor
+        if cache is None:
+            key, value = up(latent)
+            shared = jnp.broadcast_to(shared, (*key.shape[:3], shared.shape[-1]))
+            mixed = attend(
+                jnp.concatenate([still, turned], -1), jnp.concatenate([key, shared], -1), value,
+                mask, name=options.implementation, scale=scale,
+            )  # fmt: skip
+        else:
+            entry = jnp.concatenate([latent, shared[:, :, 0]], -1)
+            cache = LatentCache(write(cache.entry, entry, cache.index), cache.index + x.shape[1])
+            # One key/value head. A copy of the latents would cost more than to mix the shared keys
+            # too; heads of this width are beyond cuDNN's.
+            entries = cache.entry[:, :, None].astype(x.dtype)
+            query = jnp.concatenate([up.absorb_query(still), turned], -1)
+            mixed = attend(query, entries, entries, mask, name="xla", scale=scale, whole=False)
+            mixed = up.values(mixed[..., :rank])
+        axes = ("heads", "head_dim", "embed")
+        return Linear((x.shape[-1],), axes, 2, std, biased, name="out")(mixed), cache
+
+    def _query(self, x: Float[Array, "B S D"]) -> Float[Array, "B S H d"]:
+        """Queries, by a matrix of low rank with a norm between, or by a full one."""
+        config, options = self.config, self.config.attention
+        std, heads = config.init_std, (options.num_heads, config.head_dim)
+        if not options.q_lora_rank:
+            return Linear(heads, ("embed", "heads", "head_dim"), 1, std, name="query")(x)
+        down = Linear(
+            (options.q_lora_rank,), ("embed", None), 1, std, options.bias == "all",
+            name="query_down",
+        )(x)  # fmt: skip
+        down = RMSNorm(options.latent_norm_eps, name="query_norm")(down)
+        return Linear(heads, ("latent", "heads", "head_dim"), 1, std, name="query_up")(down)
