@@ -1,23 +1,36 @@
 """The experts' weights and arithmetic. They know nothing of routing."""
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
+Activation = Literal["swiglu", "clamped_swiglu"]
+
+# Of ``clamped_swiglu``, as in gpt-oss.
+LIMIT, SLOPE = 7.0, 1.702
+
 
 @struct.dataclass
 class ExpertWeights:
-    """SwiGLU experts, stacked.
+    """Gated experts, stacked.
 
     Attributes:
       gate_up: gate and up projections side by side, for one product.
       down: down projections.
+      gate_up_bias: added to the first product; None without biases.
+      down_bias: added to the second, and so weighted by the gate.
+      activation: between the two; see ``activate``.
     """
 
     gate_up: Float[Array, "E D 2 F"]
     down: Float[Array, "E F D"]
+    gate_up_bias: Float[Array, "E 2 F"] | None = None
+    down_bias: Float[Array, "E D"] | None = None
+    activation: Activation = struct.field(pytree_node=False, default="swiglu")
 
     @property
     def num_experts(self) -> int:
@@ -26,7 +39,7 @@ class ExpertWeights:
 
 
 class Experts(nn.Module):
-    """Declares the weights of E SwiGLU experts and returns them in a compute type.
+    """Declares the weights of E gated experts and returns them in a compute type.
 
     With a ``gate_rank`` r the gate projection is a product of two factors, (D, r) and (r, F), which
     is multiplied out once a step: experts compute as always.
@@ -36,12 +49,16 @@ class Experts(nn.Module):
       width: hidden width F of one expert.
       init_std: deviation of the initial weights; 0 scales by each expert's own fan-in.
       gate_rank: r, or 0 for one full matrix.
+      bias: both products have biases, which begin at zero.
+      activation: between the products; see ``activate``.
     """
 
     num_experts: int
     width: int
     init_std: float = 0.0
     gate_rank: int = 0
+    bias: bool = False
+    activation: Activation = "swiglu"
 
     @nn.compact
     def __call__(
@@ -64,7 +81,24 @@ class Experts(nn.Module):
             (count, width, d_model),
             jnp.float32,
         )
-        return ExpertWeights(gate_up.astype(dtype), down.astype(dtype)), low_rank
+        gate_up, down, gate_up_bias, down_bias = jax.tree.map(
+            lambda leaf: leaf.astype(dtype), (gate_up, down, *self._biases(d_model))
+        )
+        weights = ExpertWeights(gate_up, down, gate_up_bias, down_bias, self.activation)
+        return weights, low_rank
+
+    def _biases(self, d_model: int) -> tuple[Float[Array, "E 2 F"] | None, ...]:
+        """Of the first product and of the second, (E, D); None where there are none."""
+        if not self.bias:
+            return None, None
+        zeros = lambda name, axes, shape: self.param(
+            name, nn.with_logical_partitioning(nn.initializers.zeros, axes), shape, jnp.float32
+        )
+        count, width = self.num_experts, self.width
+        return (
+            zeros("gate_up_bias", ("expert", None, "mlp"), (count, 2, width)),
+            zeros("down_bias", ("expert", "embed"), (count, d_model)),
+        )
 
     def _factored(self, d_model: int) -> tuple[Float[Array, "E D 2 F"], Float[Array, "E D r"]]:
         """Gate and up with the gate multiplied out, and its first factor."""
@@ -134,7 +168,45 @@ def swiglu_gradient(
     return jnp.stack([d_gate, d_hidden * silu], axis=-2)
 
 
+def clamped_swiglu(both: Float[Array, "*rows 2 F"]) -> Float[Array, "*rows F"]:
+    """gate · sigmoid(1.702 · gate) · (up + 1); gate at most 7, up from -7 to 7 (gpt-oss)."""
+    gate, up = both[..., 0, :], both[..., 1, :]
+    # Selected, not clipped: at the limits themselves the gradient passes whole.
+    gate = jnp.where(gate > LIMIT, LIMIT, gate)
+    up = jnp.where(up > LIMIT, LIMIT, jnp.where(up < -LIMIT, -LIMIT, up))
+    return gate * jax.nn.sigmoid(SLOPE * gate) * (up + 1)
+
+
+def clamped_swiglu_gradient(
+    both: Float[Array, "*rows 2 F"], d_hidden: Float[Array, "*rows F"]
+) -> Float[Array, "*rows 2 F"]:
+    """Gradient of ``clamped_swiglu`` with respect to its argument."""
+    gate, up = jnp.minimum(both[..., 0, :], LIMIT), jnp.clip(both[..., 1, :], -LIMIT, LIMIT)
+    sigmoid = jax.nn.sigmoid(SLOPE * gate)
+    glu = gate * sigmoid
+    d_gate = d_hidden * (up + 1) * (sigmoid + SLOPE * glu * (1 - sigmoid))
+    d_both = jnp.stack([d_gate, d_hidden * glu], axis=-2)
+    passed = jnp.stack([both[..., 0, :] <= LIMIT, jnp.abs(both[..., 1, :]) <= LIMIT], axis=-2)
+    return jnp.where(passed, d_both, 0)
+
+
+def activate(name: Activation, both: Float[Array, "*rows 2 F"]) -> Float[Array, "*rows F"]:
+    """The activation by name: ``swiglu`` or ``clamped_swiglu``."""
+    return {"swiglu": swiglu, "clamped_swiglu": clamped_swiglu}[name](both)
+
+
+def activation_gradient(
+    name: Activation, both: Float[Array, "*rows 2 F"], d_hidden: Float[Array, "*rows F"]
+) -> Float[Array, "*rows 2 F"]:
+    """Gradient of ``activate`` with respect to its argument."""
+    gradients = {"swiglu": swiglu_gradient, "clamped_swiglu": clamped_swiglu_gradient}
+    return gradients[name](both, d_hidden)
+
+
 def apply_batched(weights: ExpertWeights, rows: Float[Array, "E C D"]) -> Float[Array, "E C D"]:
     """Each expert over its own rows."""
     both = jnp.einsum("ecd,edgf->ecgf", rows, weights.gate_up)
-    return jnp.einsum("ecf,efd->ecd", swiglu(both), weights.down)
+    if weights.gate_up_bias is not None:
+        both += weights.gate_up_bias[:, None]
+    y = jnp.einsum("ecf,efd->ecd", activate(weights.activation, both), weights.down)
+    return y if weights.down_bias is None else y + weights.down_bias[:, None]

@@ -71,8 +71,9 @@ class MoELayer(nn.Module):
         choice = choose_here(config)
         width = config.latent_dim or x.shape[-1]
         experts = Experts(
-            config.num_experts, config.d_expert, self.init_std, config.gate_rank, name="experts"
-        )
+            config.num_experts, config.d_expert, self.init_std, config.gate_rank,
+            config.expert_bias, config.activation, name="experts",
+        )  # fmt: skip
         weights, low_rank = experts(width, x.dtype)
         run = lambda rows, expert, gate: _compute(config, choice, rows, expert, gate, weights)[0]
         probe = ExpertProbe(weights, low_rank, run)

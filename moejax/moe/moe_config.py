@@ -7,6 +7,7 @@ from typing import Any, Literal
 from moejax import config
 from moejax.config import check, check_not_negative, check_positive
 from moejax.moe.dispatch.capacity import LEAKING_POLICIES, DropPolicy
+from moejax.moe.experts import Activation
 from moejax.moe.routers import DeepSeekV3Options, RouterOptions, find
 
 Dispatch = Literal["auto", "dense_loop", "capacity", "blocks", "grouped"]
@@ -48,8 +49,8 @@ class MoEConfig:
       gate_rank: the experts' gate projection is a product of two factors of this rank (autonomy of
         experts, arXiv 2501.13074); 0 means one full matrix.
       activation: of routed experts: ``swiglu``, or ``clamped_swiglu``, gpt-oss's: gate at most 7,
-        up from -7 to 7, gate · sigmoid(1.702 · gate) · (up + 1).
-      expert_bias: routed experts have biases (gpt-oss).
+        up from -7 to 7, gate · sigmoid(1.702 · gate) · (up + 1). Shared experts are SwiGLU.
+      expert_bias: both products of the routed experts have biases (gpt-oss).
       shared_gate: the shared experts' output is multiplied by a sigmoid of the token (Qwen2-MoE).
       router: options of the router.
     """
@@ -68,7 +69,7 @@ class MoEConfig:
     devices_per_node: int = 8
     latent_dim: int = 0
     gate_rank: int = 0
-    activation: Literal["swiglu", "clamped_swiglu"] = "swiglu"
+    activation: Activation = "swiglu"
     expert_bias: bool = False
     shared_gate: bool = False
     router: RouterOptions = dataclasses.field(default_factory=DeepSeekV3Options)

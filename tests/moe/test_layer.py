@@ -181,3 +181,39 @@ def test_a_gated_shared_expert_is_scaled_by_a_sigmoid(layer):
     factor = 1 / (1 + np.exp(-(np.asarray(x) @ np.asarray(kernel))))
     wanted = np.asarray(plain) + (factor - 1) * np.asarray(shared)
     assert tiny.relative_error(gated(variables)[0], wanted) < 1e-5
+
+
+GPT_OSS = dict(expert_bias=True, activation="clamped_swiglu")
+
+
+@pytest.mark.parametrize("more", [{}, {"latent_dim": 4, "gate_rank": 3}])
+def test_expert_forms_go_with_latent_spaces_low_rank_gates_and_shared_experts(more):
+    variables, run, x = draw(config(**GPT_OSS, **more))
+    params, width = variables["params"], more.get("latent_dim", 16)
+    experts = params["experts"]
+    assert experts["gate_up_bias"].shape == (8, 2, 8) and experts["down_bias"].shape == (8, width)
+    assert set(params["shared"]) == {"gate_up", "down"}
+    reference = compiled(config("dense_loop", **GPT_OSS, **more))
+    tiny.assert_trees_close(run(variables)[0], reference(variables, x, VALID)[0], 1e-5)
+    # All but the last biases taken away: tokens get those, and padding does not.
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    kept = {name: leaf for name, leaf in params.items() if "latent" in name or name == "router"}
+    only = {**zeros["experts"], "down_bias": experts["down_bias"]}
+    y = run({**variables, "params": {**zeros, **kept, "experts": only}})[0]
+    given = np.any(np.asarray(y), axis=-1)
+    np.testing.assert_array_equal(given, np.asarray(VALID))
+
+
+def test_a_router_that_runs_the_experts_sees_their_biases():
+    # It sums each expert's outputs over its tokens: one more in the bias is one more a token.
+    moe = tiny.moe_config(router="default_vector", moe=GPT_OSS).moe
+    inputs = RouterInputs(jax.random.normal(jax.random.key(1), (2, 8, 16)), VALID, train=True)
+    variables = tiny.draw(jax.eval_shape(MoELayer(moe).init, jax.random.key(0), inputs))
+    run = jax.jit(lambda variables: MoELayer(moe).apply(variables, inputs).stats)
+    experts = variables["params"]["experts"]
+    moved = {**experts, "down_bias": experts["down_bias"] + 1.0}
+    before = run(variables)
+    after = run({**variables, "params": {**variables["params"], "experts": moved}})
+    load = np.broadcast_to(np.asarray(before["load"])[:, None], (8, 16))
+    assert load.sum() == 13 * 2 * 16
+    np.testing.assert_allclose(after["output_sum"] - before["output_sum"], load, rtol=1e-4)

@@ -97,6 +97,17 @@ def test_muon_takes_the_matrices_of_layers_and_experts(params):
     assert "segment_1/layer_0/ffn_norm/scale" in rest
 
 
+def test_muon_leaves_expert_biases_to_adamw():
+    # A scan stacks them into (repeats, E, ...), and (E, D) looks like a matrix: it is none.
+    names = ("gate_up", "down", "gate_up_bias", "down_bias")
+    experts = {name: jnp.zeros((2, 8, 4, 4)) for name in names}
+    params = {"segment_0": {"layer_0": {"moe": {"experts": experts}}}}
+    labels = {path.split("/")[-1]: label for path, label in paths(muon_labels(params)).items()}
+    assert labels == {
+        "gate_up": "muon", "down": "muon", "gate_up_bias": "adamw", "down_bias": "adamw",
+    }  # fmt: skip
+
+
 def test_muon_matrices_are_a_layers_and_an_experts_own(params):
     # (repeats, experts, D, gate or up, F): only D and F are the matrix; all else is a batch.
     found = paths(

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from moejax.moe.dispatch.biases import add_down_bias
 from moejax.moe.dispatch.sorting import sort_assignments
-from moejax.moe.experts import ExpertWeights, swiglu, swiglu_gradient
+from moejax.moe.experts import ExpertWeights, activate, activation_gradient
 
 # Rows of a step of a loop: large enough for the products, small enough for the cache.
 STEP_ROWS = 512
@@ -138,7 +139,8 @@ def blocks(
     """
     sizes = sizes or block_sizes(expert.size, weights.num_experts)
     plan = plan_blocks(expert, weights.num_experts, sizes)
-    return _blocks(x, gate, weights, plan, sizes)
+    y = _blocks(x, gate, weights.replace(down_bias=None), plan, sizes)
+    return add_down_bias(y, expert, gate, weights)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -223,6 +225,23 @@ def _add_products(total: Float[Array, "E A N"], left, right, step: _Step):
     return total
 
 
+def _add_bias(rows: Float[Array, "r N"], bias: Float[Array, "E ..."] | None, step: _Step):
+    """Adds to each block of rows its expert's bias, if there are biases."""
+    if bias is None:
+        return rows
+    chosen = bias.reshape(len(bias), -1).at[step.expert].get(mode="promise_in_bounds")
+    return (rows.reshape(len(chosen), -1, rows.shape[-1]) + chosen[:, None]).reshape(rows.shape)
+
+
+def _add_sums(total: Float[Array, "E ..."] | None, rows: Float[Array, "r N"], step: _Step):
+    """Adds to each expert's float32 bias gradient the sum of its rows; nothing without biases."""
+    if total is None:
+        return None
+    blocks = rows.reshape(len(step.expert), -1, *total.shape[1:])
+    sums = jnp.sum(blocks.astype(jnp.float32), axis=1)
+    return total.at[step.expert].add(sums, mode="promise_in_bounds")
+
+
 def _flat(weights: ExpertWeights) -> Float[Array, "E D 2F"]:
     return weights.gate_up.reshape(*weights.gate_up.shape[:2], -1)
 
@@ -236,8 +255,8 @@ def _forward(x, gate, weights, plan, sizes):
 
     def body(step, carry):
         saved, y = carry
-        both = _multiply(_rows(x, step), up, step)
-        hidden = swiglu(_halves(both)) * step.gate
+        both = _add_bias(_multiply(_rows(x, step), up, step), weights.gate_up_bias, step)
+        hidden = activate(weights.activation, _halves(both)) * step.gate
         out = _multiply(hidden, weights.down, step, preferred_element_type=jnp.float32)
         return _put(saved, both, step.at), _add(y, step, out)
 
@@ -248,32 +267,33 @@ def _forward(x, gate, weights, plan, sizes):
 
 def _backward(sizes, saved, d_y):
     x, gate, weights, plan, both = saved
-    up = _flat(weights)
+    up, name = _flat(weights), weights.activation
 
     def body(step, carry):
-        d_x, d_gate, d_up, d_down = carry
+        d_x, d_gate, d_up, d_down, d_bias = carry
         # A copy of its own: read in place, every use would slice it again.
         first = jax.lax.optimization_barrier(_slice(both, step.at, len(step.token)))
-        act = swiglu(_halves(first))
+        act = activate(name, _halves(first))
         d_out = _rows(d_y, step)
         # Before the gate's factor: its product with the activations is the gate's own gradient.
         d_act = _multiply_transposed(d_out, weights.down, step)
         d_gate = _put(d_gate, jnp.sum((d_act * act).astype(jnp.float32), axis=-1), step.at)
-        d_first = swiglu_gradient(_halves(first), d_act * step.gate).reshape(first.shape)
+        d_first = activation_gradient(name, _halves(first), d_act * step.gate)
+        d_first = d_first.reshape(first.shape)
         d_x = _add(d_x, step, _multiply_transposed(d_first, up, step))
         d_up = _add_products(d_up, _rows(x, step), d_first, step)
         d_down = _add_products(d_down, act * step.gate, d_out, step)
-        return d_x, d_gate, d_up, d_down
+        return d_x, d_gate, d_up, d_down, _add_sums(d_bias, d_first, step)
 
     zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
+    bias = None if weights.gate_up_bias is None else zeros(weights.gate_up_bias.shape)
     start = zeros(x.shape), zeros(len(plan.source)), zeros(up.shape), zeros(weights.down.shape)
-    d_x, d_gate, d_up, d_down = _run(plan, gate, sizes, x.dtype, body, start)
+    d_x, d_gate, *d_weights = _run(plan, gate, sizes, x.dtype, body, (*start, bias))
     d_gate = jnp.append(d_gate, 0)[plan.row].astype(gate.dtype)
-    d_weights = ExpertWeights(
-        d_up.reshape(weights.gate_up.shape).astype(weights.gate_up.dtype),
-        d_down.astype(weights.down.dtype),
-    )
-    return d_x.astype(x.dtype), d_gate, d_weights, None
+    d_up, d_down, d_bias = d_weights
+    d_weights = weights.replace(gate_up=d_up, down=d_down, gate_up_bias=d_bias)
+    like = lambda leaf, d_leaf: d_leaf.reshape(leaf.shape).astype(leaf.dtype)
+    return d_x.astype(x.dtype), d_gate, jax.tree.map(like, weights, d_weights), None
 
 
 _blocks.defvjp(_forward, _backward)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from moejax.moe.experts import ExpertWeights, swiglu
+from moejax.moe.experts import ExpertWeights, activate
 
 
 def dense_loop(
@@ -28,11 +28,16 @@ def dense_loop(
     """
 
     def add(total, item):
-        index, gate_up, down = item
+        index, one = item
         weight = jnp.sum(jnp.where(expert == index, gate, 0.0), axis=-1)
-        hidden = swiglu(jnp.einsum("td,dgf->tgf", x, gate_up))
-        return total + weight[:, None].astype(x.dtype) * jnp.matmul(hidden, down), None
+        both = jnp.einsum("td,dgf->tgf", x, one.gate_up)
+        if one.gate_up_bias is not None:
+            both += one.gate_up_bias[None]
+        y = jnp.matmul(activate(one.activation, both), one.down)
+        if one.down_bias is not None:
+            y += one.down_bias[None]
+        return total + weight[:, None].astype(x.dtype) * y, None
 
-    items = (jnp.arange(weights.num_experts), weights.gate_up, weights.down)
+    items = jnp.arange(weights.num_experts), weights
     total, _ = jax.lax.scan(add, jnp.zeros_like(x), items)
     return total

@@ -114,16 +114,33 @@ def _sharded(run, rows, experts, inputs, with_count=False):
     """
     cut = PartitionSpec(rows, None)
     parts = ("tensor",) if rows else ("expert", "tensor")
-    weights = ExpertWeights(
-        PartitionSpec(experts, None, None, "tensor"), PartitionSpec(experts, "tensor", None)
+    weights = inputs[-1]
+    layout = weights.replace(
+        gate_up=PartitionSpec(experts, None, None, "tensor"),
+        down=PartitionSpec(experts, "tensor", None),
     )
+    if weights.gate_up_bias is not None:
+        layout = layout.replace(gate_up_bias=PartitionSpec(experts, None, "tensor"))
+    if weights.down_bias is not None:
+        layout = layout.replace(down_bias=PartitionSpec(experts, None))
     out = PartitionSpec(parts, rows, None)
     return jax.shard_map(
-        run,
-        in_specs=(cut, cut, cut, weights),
+        lambda x, expert, gate, weights: run(x, expert, gate, _bias_once(weights)),
+        in_specs=(cut, cut, cut, layout),
         out_specs=(out, PartitionSpec(rows)) if with_count else out,
         check_vma=False,
     )(*inputs)
+
+
+def _bias_once(weights: ExpertWeights) -> ExpertWeights:
+    """The last bias on the first of the devices that share an expert's width; zeros on the others.
+
+    Their outputs are added up.
+    """
+    if weights.down_bias is None:
+        return weights
+    first = jax.lax.axis_index("tensor") == 0
+    return weights.replace(down_bias=jnp.where(first, weights.down_bias, 0))
 
 
 def _sum(parts, shape):

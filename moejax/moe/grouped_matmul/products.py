@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from moejax.moe.experts import swiglu, swiglu_gradient
+from moejax.moe.experts import Activation, activate, activation_gradient
 from moejax.moe.grouped_matmul.backends import BACKENDS, platform_and_device
 from moejax.moe.grouped_matmul.shapes import LayerSizes, layer_products
 from moejax.moe.grouped_matmul.table import Choice, Table, load_table
@@ -78,6 +78,7 @@ class LayerPlan:
         d_hidden: Float[Array, "M F"],
         gate: Float[Array, " M"],
         used: Int[Array, ""],
+        activation: Activation = "swiglu",
     ) -> tuple[Float[Array, "M 2F"], Float[Array, "M F"], Float[Array, " M"]]:
         """From the gradient of h = silu(a) · b, before the combine weight, all that follows.
 
@@ -88,6 +89,7 @@ class LayerPlan:
           d_hidden: gradient of gate · h over gate.
           gate: combine weight of each row.
           used: rows that count; those after them may hold anything, and their results are zero.
+          activation: another h of a and b; see ``moejax.moe.experts.activate``.
 
         Returns:
           The gradient of ``both``; gate · h; and the gradient of ``gate``, in FP32.
@@ -95,12 +97,14 @@ class LayerPlan:
         if dict(self.choices)["swiglu", "backward"].backend == "pallas":
             from moejax.moe.grouped_matmul.swiglu_kernel import swiglu_backward
 
-            return swiglu_backward(both, d_hidden, gate, used, interpret=self.interpret)
+            return swiglu_backward(
+                both, d_hidden, gate, used, activation=activation, interpret=self.interpret
+            )
         filled = (jnp.arange(len(both)) < used)[:, None]
         wide = lambda a: a.astype(jnp.float32)
         first, gradient = wide(both).reshape(len(both), 2, -1), wide(d_hidden)
-        hidden, weight = swiglu(first), wide(gate)[:, None]
-        d_both = swiglu_gradient(first, gradient * weight).reshape(both.shape)
+        hidden, weight = activate(activation, first), wide(gate)[:, None]
+        d_both = activation_gradient(activation, first, gradient * weight).reshape(both.shape)
         narrow = lambda a: jnp.where(filled, a, 0).astype(both.dtype)
         d_gate = jnp.where(filled[:, 0], jnp.sum(gradient * hidden, axis=-1), 0)
         return narrow(d_both), narrow(hidden * weight), d_gate

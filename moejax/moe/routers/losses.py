@@ -114,7 +114,10 @@ class ScoredRouter(Router):
         return found
 
     def _coupling(self, inputs: RouterInputs) -> Float[Array, ""]:
-        """The experts' answers to the router's columns; see ``moejax.moe.coupling``."""
+        """The experts' answers to the router's columns; see ``moejax.moe.coupling``.
+
+        Experts' biases, the same whatever is asked, are no part of them.
+        """
         kernel = nn.meta.unbox(self.get_variable("params", "kernel"))
         gate = inputs.experts.weights.gate_up[:, :, 0]
         noise = self.make_rng("router") if inputs.train else None

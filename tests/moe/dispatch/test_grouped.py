@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from hopper import dense_products, kernels, largest_tensor, lowered_for_h100
+from hopper import dense_products, kernel_flops, kernels, largest_tensor, lowered_for_h100
 
 from moejax.config import ConfigError
 from moejax.moe.dispatch import dense_loop, sort_assignments
@@ -143,6 +143,17 @@ def test_the_program_is_no_larger_when_experts_are_many():
     # 64 experts of a quarter of the width: work and memory must not grow with their number.
     program = lowered_for_h100(both_ways, *shapes(experts=64, hidden=32))
     assert largest_tensor(program) == 1024 * 4 * 256
+
+
+@pytest.mark.parametrize("experts, hidden", [(64, 1280), (128, 640)])
+def test_the_kernels_run_the_useful_flops_and_a_few_empty_rows(experts, hidden):
+    tokens, top_k, width = 16384, 4, 2560
+    rows = tokens * top_k
+    sizes = shapes(tokens, experts, top_k, width, hidden)
+    useful = 3 * 2.0 * rows * 3 * width * hidden
+    got = kernel_flops(both_ways, *sizes, rows=rows)
+    # Row tiles hold 128 rows, and each expert but one may leave one partly empty.
+    assert useful <= got <= useful * (1 + 128 * (experts - 1) / rows)
 
 
 def test_the_forward_pass_saves_the_first_product_and_the_plan():

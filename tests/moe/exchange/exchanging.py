@@ -29,15 +29,25 @@ MESHES = {
 
 
 @functools.cache
-def inputs():
-    """x (B, S, D), gate (T, K), distinct experts' weights and a cotangent of the outputs."""
+def inputs(form="plain"):
+    """x (B, S, D), gate (T, K), distinct experts' weights and a cotangent of the outputs.
+
+    Args:
+      form: ``plain``, or ``gpt-oss``: with biases and its activation.
+    """
     rng = np.random.default_rng(0)
     normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
     weights = ExpertWeights(
         normal(EXPERTS, WIDTH, 2, HIDDEN) * WIDTH**-0.5, normal(EXPERTS, HIDDEN, WIDTH)
     )
     x, cotangent = normal(BATCH, LENGTH, WIDTH), normal(BATCH, LENGTH, WIDTH)
-    return x, rng.uniform(0.1, 1, (TOKENS, TOP_K)).astype(np.float32), weights, cotangent
+    gate = rng.uniform(0.1, 1, (TOKENS, TOP_K)).astype(np.float32)
+    if form == "gpt-oss":
+        weights = weights.replace(
+            gate_up_bias=5 * normal(EXPERTS, 2, HIDDEN), down_bias=normal(EXPERTS, WIDTH),
+            activation="clamped_swiglu",
+        )  # fmt: skip
+    return x, gate, weights, cotangent
 
 
 def draw(rng, chance, padding=0.1):
@@ -61,12 +71,15 @@ ROUTINGS = {
 def place(mesh, x, gate, weights, cotangent):
     """The inputs laid out as a model's are: rows cut, weights cut over expert, fsdp and tensor."""
     put = lambda value, at: jax.device_put(value, NamedSharding(mesh, at))
+    layout = weights.replace(
+        gate_up=spec("expert", "embed", None, "mlp"), down=spec("expert", "mlp", "embed")
+    )
+    if weights.down_bias is not None:
+        layout = layout.replace(
+            gate_up_bias=spec("expert", None, "mlp"), down_bias=spec("expert", "embed")
+        )
     return (
-        put(x, P(BATCH_AXES)), put(gate, P(BATCH_AXES)),
-        ExpertWeights(
-            put(weights.gate_up, spec("expert", "embed", None, "mlp")),
-            put(weights.down, spec("expert", "mlp", "embed")),
-        ),
+        put(x, P(BATCH_AXES)), put(gate, P(BATCH_AXES)), jax.tree.map(put, weights, layout),
         put(cotangent, P(BATCH_AXES)),
     )  # fmt: skip
 
@@ -93,10 +106,10 @@ def compiled(mesh, kind="all_to_all", dispatcher="blocks", factor=1.0, exact=Tru
     return jax.jit(run)
 
 
-def run(mesh, expert, **options):
+def run(mesh, expert, form="plain", **options):
     """Outputs, rows beyond the first round, and gradients of x, gate and weights, on the host."""
     devices = make_mesh(MESHES[mesh])
-    x, gate, weights, cotangent = place(devices, *inputs())
+    x, gate, weights, cotangent = place(devices, *inputs(form))
     with jax.set_mesh(devices):
         (y, beyond), gradients = compiled(mesh, **options)(
             x, jnp.asarray(expert), gate, weights, cotangent
@@ -113,15 +126,15 @@ def _reference():
     return jax.jit(jax.grad(objective, (0, 1, 2), has_aux=True))
 
 
-def reference(expert):
+def reference(expert, form="plain"):
     """Outputs and gradients of the loop over all experts on one device."""
-    x, gate, weights, cotangent = inputs()
+    x, gate, weights, cotangent = inputs(form)
     gradients, y = _reference()(x, gate, weights, jnp.asarray(expert), cotangent)
     return jax.device_get((y, gradients))
 
 
-def check(mesh, expert, tolerance=1e-5, **options):
+def check(mesh, expert, tolerance=1e-5, form="plain", **options):
     """Compares with the reference tensor by tensor; returns the rows beyond the first round."""
-    got, beyond = run(mesh, expert, **options)
-    tiny.assert_trees_close(got, reference(expert), tolerance)
+    got, beyond = run(mesh, expert, form, **options)
+    tiny.assert_trees_close(got, reference(expert, form), tolerance)
     return beyond

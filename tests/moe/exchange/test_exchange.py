@@ -54,6 +54,22 @@ def test_values_and_every_gradient_are_those_of_one_device(mesh, dispatcher, opt
             assert not any(np.any(leaf) for leaf in jax.tree.leaves((y, gradients)))
 
 
+# Devices that share an expert's width add up their outputs: the last bias must be there once.
+FORMS = [
+    ("data 2 x expert 2 x tensor 2", "blocks", SEVERAL),
+    ("data 2 x expert 2 x tensor 2", "grouped", dict(kind="none")),
+    ("fsdp 2 x expert 4", "grouped", SEVERAL),
+    ("expert 8", "dense_loop", dict(kind="none")),
+    ("expert 8", "blocks", dict(factor=1.25)),
+]
+
+
+@pytest.mark.parametrize(("mesh", "dispatcher", "options"), FORMS)
+def test_biases_and_the_clamped_activation_are_those_of_one_device(mesh, dispatcher, options):
+    for name in ("balanced", "skewed", "nothing but padding"):
+        exchanging.check(mesh, ROUTINGS[name], form="gpt-oss", dispatcher=dispatcher, **options)
+
+
 @st.composite
 def routings(draw):
     """Loads drawn unevenly, from balanced to experts that nobody chooses."""
@@ -117,15 +133,16 @@ def test_without_further_rounds_the_rest_is_left_out_and_counted():
         assert exchanging.run("expert 2", expert, dispatcher="dense_loop", factor=0.5)[1] == wanted
 
 
-def test_a_batch_that_cannot_be_spread_is_computed_all_the_same():
+@pytest.mark.parametrize("form", ["plain", "gpt-oss"])
+def test_a_batch_that_cannot_be_spread_is_computed_all_the_same(form):
     # Three rows on two devices along data, two along expert, two along tensor.
-    x, gate, weights, _ = exchanging.inputs()
+    x, gate, weights, _ = exchanging.inputs(form)
     expert = jnp.asarray(ROUTINGS["skewed"][: 3 * LENGTH])
     local = functools.partial(dispatch, "blocks")
     run = jax.jit(lambda x, expert, gate: exchange("all_to_all", local, x, expert, gate, weights))
     with jax.set_mesh(make_mesh(MeshConfig(data=2, expert=2, tensor=2))):
         y, beyond = run(x[:3], expert, gate[: 3 * LENGTH])
-    wanted, _ = exchanging.reference(ROUTINGS["skewed"])
+    wanted, _ = exchanging.reference(ROUTINGS["skewed"], form)
     assert tiny.relative_error(y, wanted[:3]) < 1e-5
     assert float(beyond) == 0
 
