@@ -57,6 +57,8 @@ def observe(
 ) -> Observation:
     """Runs a model over a batch as in use (``train=False``) and records its routing.
 
+    MTP modules run too, on the text itself; their layers are among the others.
+
     Args:
       config: the model's config.
       variables: its parameters and router state.
@@ -68,9 +70,10 @@ def observe(
         method == "__call__" and (isinstance(module, Router) or module.name == "ffn_norm")
     )
     with axis_rules(), masking(masked):
-        output, captured = Transformer(config).apply(
-            variables, batch["tokens"], batch["segment_ids"], batch["positions"],
-            method=Transformer.encode, capture_intermediates=wanted, mutable=["intermediates"],
+        (output, _), captured = Transformer(config).apply(
+            variables, batch["tokens"], batch["targets"], batch["segment_ids"],
+            batch["positions"], method=Transformer.encode_ahead, capture_intermediates=wanted,
+            mutable=["intermediates"],
         )  # fmt: skip
     params = variables["params"]
     head = params["embedding"].T if config.tie_embeddings else params["head"]
@@ -214,7 +217,8 @@ def router_gradients(
       config: the model's config.
       variables: its parameters and router state.
       batch: as for ``observe``.
-      weights: of the mean cross-entropy, and of the sum of the auxiliary losses.
+      weights: of the mean cross-entropy, to which that of MTP modules is added in full, and of the
+        sum of the auxiliary losses.
 
     Returns:
       By path, segment and layer first; empty where routers have no parameters.
@@ -226,9 +230,11 @@ def router_gradients(
         params = traverse_util.unflatten_dict({**flat, **routers})
         out = Transformer(config).apply(
             {**variables, "params": params}, batch["tokens"], batch["targets"],
-            batch["segment_ids"], batch["positions"], method=Transformer.loss,
+            batch["segment_ids"], batch["positions"], mtp=True, method=Transformer.loss,
         )  # fmt: skip
-        return weights[0] * out.nll / jnp.maximum(out.targets, 1) + weights[1] * out.aux_loss
+        loss = out.nll / jnp.maximum(out.targets, 1)
+        loss = loss if out.mtp is None else loss + out.mtp.loss
+        return weights[0] * loss + weights[1] * out.aux_loss
 
     with axis_rules():
         return jax.grad(objective)(routers)

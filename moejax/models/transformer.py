@@ -16,9 +16,10 @@ from moejax.models.attention import (
     cached_mask,
 )
 from moejax.models.layers import RMSNorm, compute_dtype
-from moejax.models.loss import chunked_cross_entropy
+from moejax.models.loss import chunked_cross_entropy, chunked_cross_entropy_and_guess
 from moejax.models.mla import LatentCache, MultiHeadLatentAttention
 from moejax.models.model_config import ModelConfig, has_window, is_moe
+from moejax.models.mtp import Ahead, AheadSums, PredictionModule, counted_segments, shift
 from moejax.moe.experts import SwiGLU
 from moejax.moe.layer import MoELayer
 from moejax.moe.routers import RouterInputs
@@ -49,12 +50,16 @@ class Output:
 
 @struct.dataclass
 class LossOutput:
-    """Sum of negative log-likelihoods (nats), targets counted, and the routers' losses and sums."""
+    """Sum of negative log-likelihoods (nats), targets counted, and the routers' losses and sums.
+
+    ``mtp`` has the sums of the MTP modules where they were asked for; they are not in ``nll``.
+    """
 
     nll: Float[Array, ""]
     targets: Float[Array, ""]
     aux_loss: Float[Array, ""]
     router_stats: Stats
+    mtp: AheadSums | None = None
 
 
 @struct.dataclass
@@ -162,7 +167,8 @@ class Transformer(nn.Module):
     Parameters stand under ``embedding``, ``segment_i/layer_j/{attention_norm, attention, ffn_norm,
     ffn | moe}`` (each leaf with a leading axis of the segment's repeats), ``final_norm`` and, where
     it is not tied, ``head``. Routers with state keep it under the same path in the collection
-    ``router_state``.
+    ``router_state``. MTP modules stand under ``mtp_k`` and ``mtp_k_layer/layer_0``; they run only
+    where they are asked for, in ``loss``, ``encode_ahead`` and ``draft``.
     """
 
     config: ModelConfig
@@ -175,6 +181,10 @@ class Transformer(nn.Module):
         self.embedding = self.param("embedding", init, shape, jnp.float32)
         for i, (kinds, repeats) in enumerate(config.layout):
             setattr(self, f"segment_{i}", _scanned(config, kinds, repeats, f"segment_{i}"))
+        for k in range(config.mtp_depth):
+            setattr(self, f"mtp_{k}", PredictionModule(config))
+            layer = _scanned(config, (config.mtp_kind,), 1, f"mtp_{k}_layer")
+            setattr(self, f"mtp_{k}_layer", layer)
         self.final_norm = RMSNorm(config.norm_eps)
         if not config.tie_embeddings:
             init = nn.with_logical_partitioning(nn.initializers.normal(std), ("embed", "vocab"))
@@ -202,9 +212,7 @@ class Transformer(nn.Module):
             are for training only; False has them route as in use.
         """
         output = self.encode(tokens, segment_ids, positions, cache, train)
-        kernel = self._head().astype(output.hidden.dtype)
-        logits = jnp.matmul(output.hidden, kernel, preferred_element_type=jnp.float32)
-        return output.replace(logits=logits)
+        return output.replace(logits=self._logits(output.hidden))
 
     def encode(self, tokens, segment_ids=None, positions=None, cache=None, train=False) -> Output:
         """As ``__call__``, without the logits."""
@@ -214,9 +222,7 @@ class Transformer(nn.Module):
             positions = jnp.broadcast_to(start + jnp.arange(length)[None], (batch, length))
         masks = make_masks(self.config, segment_ids, length, cache)
         valid = jnp.ones(tokens.shape, bool) if segment_ids is None else segment_ids > 0
-        x = jnp.take(self.embedding, tokens, axis=0).astype(compute_dtype(self.config.dtype))
-        x = x * jnp.asarray(self.config.embedding_multiplier, x.dtype)
-        x = nn.with_logical_constraint(x, ("batch", "length", "embed_act"))
+        x = self._embed(tokens)
         inputs = RouterInputs(None, valid, tokens, positions, segment_ids, train=train)
         carry, stats = self._carry(x), {}
         new_cache = None if cache is None else {**cache, "index": start + length}
@@ -228,7 +234,95 @@ class Transformer(nn.Module):
                 stats[name] = segment_stats
             if cache is not None:
                 new_cache[name] = caches
-        return Output(None, self.final_norm(carry.x), carry.aux_loss, stats, new_cache)
+        output = Output(None, self.final_norm(carry.x), carry.aux_loss, stats, new_cache)
+        if self.is_initializing():  # the modules' parameters, whatever method initialises
+            self._run_ahead(output, tokens, segment_ids, positions, train)
+        return output
+
+    def encode_ahead(
+        self,
+        tokens: Int[Array, "B S"],
+        targets: Int[Array, "B S"],
+        segment_ids: Int[Array, "B S"] | None = None,
+        positions: Int[Array, "B S"] | None = None,
+        train: bool = False,
+    ) -> tuple[Output, Ahead]:
+        """As ``encode``, and the MTP modules after it, on the text itself.
+
+        Args:
+          tokens: token ids.
+          targets: the next tokens, from which the modules take theirs.
+          segment_ids: as in ``__call__``; a target beyond the document's end is none.
+          positions: as in ``__call__``.
+          train: as in ``__call__``.
+
+        Returns:
+          The output, its auxiliary losses and router statistics those of all layers, and what the
+          modules give.
+        """
+        output = self.encode(tokens, segment_ids, positions, train=train)
+        return self._run_ahead(output, targets, segment_ids, positions, train)
+
+    def _run_ahead(self, output, targets, segment_ids, positions, train) -> tuple[Output, Ahead]:
+        if segment_ids is None:
+            segment_ids = jnp.ones(targets.shape, jnp.int32)
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(targets.shape[1])[None], targets.shape)
+        hidden, aux_loss, stats = output.hidden, output.aux_loss, dict(output.router_stats)
+        found = []
+        for k in range(self.config.mtp_depth):
+            segments, following = counted_segments(segment_ids, k), shift(targets, k)
+            inputs = RouterInputs(None, segments > 0, following, positions, segments, train=train)
+            masks = make_masks(self.config, segments, targets.shape[1], None)
+            hidden, more, layer_stats, _ = self._module(k, hidden, inputs, masks, None)
+            aux_loss += more
+            if layer_stats:
+                stats[f"mtp_{k}_layer"] = layer_stats
+            found.append((hidden, jnp.where(segments > 0, shift(targets, k + 1), 0), segments))
+        output = output.replace(aux_loss=aux_loss, router_stats=stats)
+        return output, Ahead(*map(jnp.stack, zip(*found, strict=True))) if found else None
+
+    def _module(self, k, hidden, inputs, masks, caches):
+        """One MTP module: its hidden states, auxiliary losses, statistics and caches."""
+        module, layer = getattr(self, f"mtp_{k}"), getattr(self, f"mtp_{k}_layer")
+        x = module.enter(hidden, self._embed(inputs.tokens))
+        x = nn.with_logical_constraint(x, ("batch", "length", "embed_act"))
+        number = jnp.asarray(self.config.layers("moe") + k, jnp.int32)
+        carry = self._carry(x).replace(layer=number)
+        carry, (stats, caches) = layer(carry, caches, inputs, masks)
+        return module.leave(carry.x), carry.aux_loss, stats, caches
+
+    def draft(
+        self,
+        k: int,
+        hidden: Float[Array, "B S D"],
+        following: Int[Array, "B S"],
+        cache: Caches,
+    ) -> Output:
+        """Module k over further positions of rows that it has seen the beginnings of.
+
+        Args:
+          k: number of the module, from 0.
+          hidden: ``Output.hidden`` of the main model, for k > 0 of module k - 1.
+          following: the token k + 1 positions later, drafted or given.
+          cache: from ``init_cache`` with ``mtp``, or an earlier call's.
+
+        Returns:
+          Logits of the token k + 2 positions later, and the cache after the call.
+        """
+        name, start, length = f"mtp_{k}_layer", cache[f"mtp_{k}"], following.shape[1]
+        positions = jnp.broadcast_to(start + jnp.arange(length)[None], following.shape)
+        inputs = RouterInputs(None, jnp.ones(following.shape, bool), following, positions)
+        masks = make_masks(self.config, None, length, {**cache, "index": start})
+        hidden, aux_loss, stats, caches = self._module(k, hidden, inputs, masks, cache[name])
+        cache = {**cache, f"mtp_{k}": start + length, name: caches}
+        stats = {name: stats} if stats else {}
+        return Output(self._logits(hidden), hidden, aux_loss, stats, cache)
+
+    def _embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
+        x = jnp.take(self.embedding, tokens, axis=0).astype(compute_dtype(self.config.dtype))
+        x = x * jnp.asarray(self.config.embedding_multiplier, x.dtype)
+        return nn.with_logical_constraint(x, ("batch", "length", "embed_act"))
 
     def _carry(self, x: Float[Array, "B S D"]) -> Carry:
         """What the first layer starts from."""
@@ -245,31 +339,62 @@ class Transformer(nn.Module):
         segment_ids: Int[Array, "B S"] | None = None,
         positions: Int[Array, "B S"] | None = None,
         train: bool = False,
+        mtp: bool = False,
     ) -> LossOutput:
         """Summed cross-entropy over the tokens that are not padding, never building the logits.
 
-        The chunks are ``model.loss_chunk`` positions of every row; ``train`` as in ``__call__``.
+        The chunks are ``model.loss_chunk`` positions of every row; ``train`` as in ``__call__``;
+        ``mtp`` runs the MTP modules as well, if there are any.
         """
-        output = self.encode(tokens, segment_ids, positions, train=train)
         valid = jnp.ones(tokens.shape, bool) if segment_ids is None else segment_ids > 0
         weights = valid.astype(jnp.float32)
-        nll = chunked_cross_entropy(
-            output.hidden, self._head(), targets, weights, self.config.loss_chunk
-        )
-        return LossOutput(nll, jnp.sum(weights), output.aux_loss, output.router_stats)
+        head, chunk = self._head(), self.config.loss_chunk
+        if not (mtp and self.config.mtp_depth):
+            output = self.encode(tokens, segment_ids, positions, train=train)
+            nll, sums = chunked_cross_entropy(output.hidden, head, targets, weights, chunk), None
+        else:
+            output, ahead = self.encode_ahead(tokens, targets, segment_ids, positions, train)
+            nll, guess = chunked_cross_entropy_and_guess(
+                output.hidden, head, targets, weights, chunk
+            )
+            sums = self._sums(ahead, guess)
+        return LossOutput(nll, jnp.sum(weights), output.aux_loss, output.router_stats, sums)
+
+    def _sums(self, ahead: Ahead, guess: Int[Array, "B S"]) -> AheadSums:
+        """The modules' losses; ``guess`` is the main model's likeliest next token."""
+        head, chunk, sums = self._head(), self.config.loss_chunk, []
+        for k in range(self.config.mtp_depth):
+            weights = (ahead.segment_ids[k] > 0).astype(jnp.float32)
+            nll, drafted = chunked_cross_entropy_and_guess(
+                ahead.hidden[k], head, ahead.targets[k], weights, chunk
+            )
+            # The main model says token t + k + 2 at position t + k + 1.
+            accepted = jnp.sum(weights * (drafted == shift(guess, k + 1)))
+            sums.append((nll, jnp.sum(weights), accepted))
+        return AheadSums(*map(jnp.stack, zip(*sums, strict=True)))
+
+    def _logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
+        kernel = self._head().astype(hidden.dtype)
+        return jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
 
     def _head(self) -> Float[Array, "D V"]:
         return self.embedding.T if self.config.tie_embeddings else self.head
 
 
-def init_cache(config: ModelConfig, batch: int, max_length: int) -> Caches:
-    """An empty cache for ``batch`` rows of up to ``max_length`` positions."""
+def init_cache(config: ModelConfig, batch: int, max_length: int, mtp: bool = False) -> Caches:
+    """An empty cache for ``batch`` rows of up to ``max_length`` positions.
+
+    With ``mtp`` the MTP modules have theirs in it, for ``Transformer.draft``.
+    """
     dtype = compute_dtype(config.dtype)
     kind = LatentCache if config.attention.kind == "mla" else KeyValueCache
     cache: Caches = {"index": jnp.zeros((), jnp.int32)}
     for i, (kinds, repeats) in enumerate(config.layout):
         layer = lambda n=repeats: kind.empty(config, n, batch, max_length, dtype)
         cache[f"segment_{i}"] = {f"layer_{j}": layer() for j in range(len(kinds))}
+    for k in range(config.mtp_depth if mtp else 0):
+        cache[f"mtp_{k}"] = jnp.zeros((), jnp.int32)
+        cache[f"mtp_{k}_layer"] = {"layer_0": kind.empty(config, 1, batch, max_length, dtype)}
     return cache
 
 
@@ -292,7 +417,8 @@ def update_router_state(config: ModelConfig, router_state: Stats, router_stats: 
     Args:
       config: the model's config.
       router_state: the collection ``router_state``; empty where no router keeps state.
-      router_stats: ``Output.router_stats``, summed over micro-batches and devices.
+      router_stats: ``Output.router_stats``, summed over micro-batches and devices. Routers of MTP
+        modules that did not run have none, and keep their state.
 
     Returns:
       The new collection, of the same structure.
@@ -301,9 +427,11 @@ def update_router_state(config: ModelConfig, router_state: Stats, router_stats: 
         return router_state
     router = MoELayer.make_router(config.moe, config.init_std, parent=None)
     update = lambda state, stats: {"moe": {"router": router.update(state["moe"]["router"], stats)}}
+    ran = {name for name in router_state if name in router_stats or not name.startswith("mtp_")}
     return {
         segment: {
-            layer: update(state, router_stats[segment][layer]) for layer, state in layers.items()
+            layer: update(state, router_stats[segment][layer]) if segment in ran else state
+            for layer, state in layers.items()
         }
         for segment, layers in router_state.items()
     }
