@@ -16,6 +16,8 @@ class AttentionCounts:
       score_width: FLOPs of a query for each key that it sees, halved: H · (d_qk + d_v), for its
         score and its share of the weighted sum of values.
       cache_values: numbers that a token leaves in the cache.
+      outputs: numbers that the projections but the last, and the weighted sum of values, give for a
+        token: what a backward pass needs again.
     """
 
     matrices: int
@@ -23,6 +25,7 @@ class AttentionCounts:
     norms: int
     score_width: int
     cache_values: int
+    outputs: int
 
 
 def attention_counts(c: ModelConfig) -> AttentionCounts:
@@ -45,6 +48,7 @@ def _gqa(c: ModelConfig) -> AttentionCounts:
         norms=norms,
         score_width=a.num_heads * 2 * width,
         cache_values=2 * keys,
+        outputs=2 * queries + 2 * keys,
     )
 
 
@@ -64,16 +68,19 @@ def _mla(c: ModelConfig) -> AttentionCounts:
     up = rank * heads * (a.nope_head_dim + a.v_head_dim)
     out = heads * a.v_head_dim * c.d_model
     vectors = 0
-    if a.bias != "none":
-        vectors += a.q_lora_rank + rank + a.rope_head_dim
     if a.bias == "all":
-        vectors += c.d_model
+        vectors = a.q_lora_rank + rank + a.rope_head_dim + c.d_model
     return AttentionCounts(
         matrices=query + latent + up + out,
         vectors=vectors,
         norms=a.q_lora_rank + rank,
         score_width=heads * (c.head_dim + a.v_head_dim),
         cache_values=rank + a.rope_head_dim,
+        outputs=a.q_lora_rank
+        + query_width
+        + rank
+        + a.rope_head_dim
+        + heads * (a.nope_head_dim + 2 * a.v_head_dim),
     )
 
 

@@ -3,9 +3,9 @@
 FLOPs follow one convention throughout, the one that reproduces published figures: forward = 2 x the
 matrix-product parameters that a token really passes, plus causal attention, in which a query sees
 half of the sequence on average; training = 3 x forward. The head counts (when tied, too), the
-embedding look-up does not; nor do biases, norms and sinks, which are no matrix products. MTP modules
-count where the config has them (``model.mtp_depth``): a source that leaves them out is compared with
-depth 0. Not counted: rematerialisation, padding, dropped capacity, optimizer.
+embedding look-up does not; nor do biases, norms and sinks, which are no matrix products. MTP
+modules count where the config has them (``model.mtp_depth``): a source that leaves them out is
+compared with depth 0. Not counted: rematerialisation, padding, dropped capacity, optimizer.
 """
 
 import collections
@@ -291,6 +291,13 @@ def expert_params(c: ModelConfig) -> ExpertParams:
 def routed_layers(c: ModelConfig) -> int:
     """MoE layers that a token passes in training, those of MTP modules included."""
     return c.layers("moe") + c.mtp_depth * ("moe" in c.layout[-1][0][-1].split("_"))
+
+
+def routed_params(c: ModelConfig) -> int:
+    """Parameters of all routed experts, those of MTP modules included."""
+    if c.moe is None:
+        return 0
+    return routed_layers(c) * c.moe.num_experts * expert_params(c).held
 
 
 def assignment_flops(c: ModelConfig) -> float:

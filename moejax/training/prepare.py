@@ -207,7 +207,7 @@ def plan_run(setup: Setup) -> dict:
 def parameter_shards(model: ModelConfig, seq_len: int, mesh: MeshConfig) -> float:
     """Parts that a model's parameters are cut into on average; ``expert`` cuts the experts only."""
     params = counts.count(model, seq_len).params
-    total, routed = sum(params.by_component.values()), params.by_component["routed_experts"]
+    total, routed = params.total + params.mtp, counts.routed_params(model)
     return total / (routed / mesh.expert + total - routed) * mesh.fsdp * mesh.tensor
 
 
