@@ -146,6 +146,7 @@ def read_model(
       **changes: further fields of ModelConfig.
     """
     fields.only("hidden_act", "silu")
+    fields.idle("intermediate_size")  # stated even where every layer is an MoE layer
     count = fields.size("num_hidden_layers")
     dense = [moe is None] * count if dense is None else dense
     if all(dense):

@@ -102,7 +102,9 @@ def leaf_shapes(variables: Any) -> dict[str, Shape]:
     return {name(path): tuple(leaf.shape) for path, leaf in leaves}
 
 
-def resolve(table: Table, config: ModelConfig, shapes: Mapping[str, Shape], family: str) -> Resolved:
+def resolve(
+    table: Table, config: ModelConfig, shapes: Mapping[str, Shape], family: str
+) -> Resolved:
     """The pieces that a model's leaves are made of.
 
     Args:
@@ -117,7 +119,8 @@ def resolve(table: Table, config: ModelConfig, shapes: Mapping[str, Shape], fami
     pieces = list(_outer(table, shapes))
     for number, (place, repeat) in enumerate(layers(config)):
         pieces += _layer(table, config, shapes, number, place, repeat)
-    copies = {name: whose for name, whose in table.copies.items() if whose in _names(pieces)}
+    outer = {piece.name for piece in pieces}
+    copies = {name: whose for name, whose in table.copies.items() if name not in outer}
     for k in range(config.mtp_depth):
         number = config.num_layers + k
         pieces += _layer(table, config, shapes, number, f"mtp_{k}_layer/layer_0", 0)
@@ -126,21 +129,19 @@ def resolve(table: Table, config: ModelConfig, shapes: Mapping[str, Shape], fami
             pieces += _pieces(prefix + name, rule, f"mtp_{k}/{rule.leaf}", (), 0, shapes)
         for name, whose in table.mtp_copies.items():
             # Where the head is tied there is only the embedding to repeat.
-            copies[prefix + name] = whose if whose in _names(pieces) else "model.embed_tokens.weight"
+            copies[prefix + name] = (
+                whose if whose in _names(pieces) else "model.embed_tokens.weight"
+            )
     _check_cover(pieces, shapes, family)
     return Resolved(tuple(pieces), copies)
 
 
 def layers(config: ModelConfig) -> Iterator[tuple[str, int]]:
-    """Where each layer stands, first to last: ``segment_i/layer_j`` and the number of the repeat."""
+    """Where each layer stands, first to last: ``segment_i/layer_j`` and its repeat's number."""
     for i, (kinds, repeats) in enumerate(config.layout):
         for repeat in range(repeats):
             for j in range(len(kinds)):
                 yield f"segment_{i}/layer_{j}", repeat
-
-
-def _names(pieces: list[Piece]) -> set[str]:
-    return {piece.name for piece in pieces}
 
 
 def _outer(table: Table, shapes: Mapping[str, Shape]) -> Iterator[Piece]:

@@ -33,8 +33,8 @@ class Linear:
 
     Attributes:
       inputs: how many of our axes are inputs.
-      turned: that many of the last axis's last channels are rotary and stored as pairs (2i, 2i + 1);
-        ours are halves (i, i + turned / 2).
+      turned: that many of the last axis's last channels are rotary and stored as pairs
+        (2i, 2i + 1); ours are halves (i, i + turned / 2).
     """
 
     inputs: int = 1

@@ -22,7 +22,9 @@ BY_TYPE = {name: family for family in FAMILIES for name in (family.model_type, *
 def find(fields: Fields) -> Family:
     """The family that a config.json names; raises UserError for one that is not known."""
     name = fields.get("model_type", str)
-    fields.check(name in BY_TYPE, "model_type", f"moejax reads no such model; {nearest(name, BY_TYPE)}")
+    fields.check(
+        name in BY_TYPE, "model_type", f"moejax reads no such model; {nearest(name, BY_TYPE)}"
+    )
     return BY_TYPE[name]
 
 

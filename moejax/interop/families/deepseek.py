@@ -149,7 +149,9 @@ DEEPSEEK_MOE = Family(
 def _read_v2(fields: Fields) -> ModelConfig:
     fields.only("scoring_func", "softmax")
     fields.only("mlp_bias", False)
-    fields.only("norm_topk_prob", False)  # codes differ in what the scale does to renormalised gates
+    fields.only(
+        "norm_topk_prob", False
+    )  # codes differ in what the scale does to renormalised gates
     method = fields.get("topk_method", str, "greedy")
     router: dict[str, Any] = {"name": "deepseek_v2"}
     fields.idle("n_group", "topk_group")
@@ -194,9 +196,7 @@ def _read_v3(fields: Fields) -> ModelConfig:
     }  # fmt: skip
     attention, moe = _read_mla(fields), read_moe(fields, router)
     depth = fields.get("num_nextn_predict_layers", int, 0)
-    return read_model(
-        fields, attention, moe=moe, dense=dense_layers(fields, 3), mtp_depth=depth
-    )
+    return read_model(fields, attention, moe=moe, dense=dense_layers(fields, 3), mtp_depth=depth)
 
 
 def _write_v3(config: ModelConfig) -> dict[str, Any]:

@@ -2,7 +2,14 @@
 
 from typing import Any
 
-from moejax.interop.config_map import read_heads, read_model, read_rope, write_heads, write_model, write_rope
+from moejax.interop.config_map import (
+    read_heads,
+    read_model,
+    read_rope,
+    write_heads,
+    write_model,
+    write_rope,
+)
 from moejax.interop.families.deepseek import (
     dense_layers, read_groups, read_moe, write_groups, write_moe,
 )  # fmt: skip

@@ -16,9 +16,7 @@ from moejax.moe import MoEConfig, router_options
 def _read_mixtral(fields: Fields) -> ModelConfig:
     theta, rope = read_rope(fields, 1_000_000.0)
     window = fields.get("sliding_window", int, 0)
-    attention = AttentionConfig(
-        **read_heads(fields), window=window, rope_theta=theta, rope=rope
-    )
+    attention = AttentionConfig(**read_heads(fields), window=window, rope_theta=theta, rope=rope)
     count, top_k = read_top_k(fields, "num_local_experts", "num_experts")
     jitter = fields.get("router_jitter_noise", float, 0.0)
     router = {"name": "mixtral", "jitter": jitter, **read_weight(fields, "router_aux_loss_coef")}

@@ -63,7 +63,10 @@ def _read_qwen2(fields: Fields) -> ModelConfig:
     attention = AttentionConfig(
         **read_heads(fields), bias=bias, window=window, rope_theta=theta, rope=rope
     )
-    shared, width = fields.size("shared_expert_intermediate_size"), fields.size("moe_intermediate_size")
+    shared, width = (
+        fields.size("shared_expert_intermediate_size"),
+        fields.size("moe_intermediate_size"),
+    )
     fields.check(
         shared % width == 0, "shared_expert_intermediate_size",
         f"is no multiple of moe_intermediate_size = {width}, which moejax counts shared experts by",
