@@ -3,9 +3,11 @@
 Needs the extra ``parity``: import it after ``pytest.importorskip``.
 """
 
-import numpy as np
+import json
+
 import torch
 import transformers as hf
+from safetensors.torch import save_file
 
 VOCAB = 37  # odd on purpose
 
@@ -92,6 +94,7 @@ CASES = {
         dict(num_experts=8, head_dim=8, norm_topk_prob=True, mlp_only_layers=[1],
              attention_bias=True, tie_word_embeddings=True, rope_parameters=PLAIN, **FINE),
     ),
+    "deepseek": None,
     "deepseek_v2": (
         "DeepseekV2",
         dict(MLA, n_group=4, topk_group=2, topk_method="group_limited_greedy",
@@ -164,6 +167,8 @@ def fill(model, seed=0):
 
 def make(case, **changes):
     """A model of a case."""
+    if case == "deepseek":
+        return make_deepseek()
     kind, fields = CASES[case]
     config = getattr(hf, f"{kind}Config")(**{**SHARED, **fields, **changes})
     config._experts_implementation = "eager"
@@ -190,5 +195,59 @@ def gradients(model, ids):
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def as_ours(ids):
-    return np.asarray(ids, np.int32)
+class Deepseek(hf.LlamaForCausalLM):
+    """DeepSeekMoE-16B's form, which Transformers has no class for: Llama with V2's MoE layers.
+
+    Its released code has Llama's attention, rotary halves included, and routes as V2's greedy
+    method does with scale 1.
+    """
+
+    def __init__(self, config, first=1):
+        from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Moe
+
+        super().__init__(config)
+        fields = dict(MLA, hidden_size=config.hidden_size, topk_method="greedy", n_group=1,
+                      topk_group=1, routed_scaling_factor=1.0, num_attention_heads=4)  # fmt: skip
+        self.moe = hf.DeepseekV2Config(**fields)
+        self.moe._experts_implementation = "eager"
+        for layer in self.model.layers[first:]:
+            layer.mlp = DeepseekV2Moe(self.moe)
+
+    def released(self):
+        """Config and tensors as the released checkpoint has them."""
+        kept = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+                "vocab_size", "rms_norm_eps", "intermediate_size", "tie_word_embeddings",
+                "max_position_embeddings", "hidden_act", "attention_bias")  # fmt: skip
+        config = {name: getattr(self.config, name) for name in kept}
+        config |= dict(
+            model_type="deepseek", architectures=["DeepseekForCausalLM"], scoring_func="softmax",
+            rope_theta=100.0, rope_scaling=None, n_routed_experts=8, n_shared_experts=2,
+            num_experts_per_tok=2, moe_intermediate_size=10, moe_layer_freq=1,
+            first_k_dense_replace=1, norm_topk_prob=False, aux_loss_alpha=0.001, seq_aux=True,
+            torch_dtype="float32", auto_map={"AutoModel": "modeling_deepseek.DeepseekModel"},
+        )  # fmt: skip
+        tensors = {}
+        for name, tensor in self.state_dict().items():
+            block = name.rpartition(".")[0]
+            if name.endswith("experts.gate_up_proj"):
+                for e, both in enumerate(tensor):
+                    for kind, part in zip(("gate", "up"), both.chunk(2), strict=True):
+                        tensors[f"{block}.{e}.{kind}_proj.weight"] = part.contiguous()
+            elif name.endswith("experts.down_proj"):
+                tensors |= {f"{block}.{e}.down_proj.weight": t.clone() for e, t in enumerate(tensor)}
+            else:
+                tensors[name] = tensor
+        return config, tensors
+
+    def save_pretrained(self, folder):
+        """Writes the released layout."""
+        config, tensors = self.released()
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(config))
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def make_deepseek():
+    """A random model of DeepSeekMoE-16B's form."""
+    fields = {**SHARED, "num_key_value_heads": 4, "rope_parameters": PLAIN}
+    return fill(Deepseek(hf.LlamaConfig(intermediate_size=22, **fields)))
