@@ -256,7 +256,7 @@ def router_form(router: RouterOptions) -> RouterForm | str:
 
 
 def architecture(config: ModelConfig) -> dict[str, Any]:
-    """The fields that decide what a model computes, defaults resolved, for comparing two of them."""
+    """The fields that decide what a model computes, defaults resolved, for comparing models."""
     attention = dataclasses.asdict(config.attention) | {"num_kv_heads": config.attention.kv_heads}
     del attention["implementation"], attention["rope"]
     attention["head_dim"] = config.head_dim

@@ -16,8 +16,8 @@ HARMLESS = frozenset({
     "ep_size", "initializer_range", "max_position_embeddings", "model_type", "output_attentions",
     "output_hidden_states", "output_router_logits", "pad_token_id", "pretraining_tp",
     "quantization_config", "return_dict", "torch_dtype", "transformers_version", "use_cache",
-    "_name_or_path", "unsloth_version", "id2label", "label2id", "problem_type", "chunk_size_feed_forward",
-    "is_encoder_decoder", "is_decoder", "add_cross_attention",
+    "_name_or_path", "id2label", "label2id", "problem_type", "chunk_size_feed_forward",
+    "is_encoder_decoder",
 })  # fmt: skip
 
 

@@ -3,14 +3,11 @@
 The families stand in ``moejax.interop.families``, one table each.
 """
 
-import contextlib
 import functools
 import json
 import os
 import pathlib
-import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,12 +21,20 @@ from moejax.config import UserError, check
 from moejax.interop.config_map import architecture
 from moejax.interop.fields import CONFIG, read_json
 from moejax.interop.placing import place
-from moejax.interop.safetensors_io import NAMES, ShardWriter
+from moejax.interop.safetensors_io import ShardWriter
 from moejax.interop.source import (
-    BF16, Say, Source, abstract_variables, carry_files, choose_family, open_source, parse, unboxed,
+    Say,
+    Source,
+    abstract_variables,
+    carry_files,
+    choose_family,
+    open_source,
+    parse,
+    unboxed,
 )  # fmt: skip
 from moejax.interop.tables import Piece, Resolved, leaf_shapes, resolve
 from moejax.models import ModelConfig
+from moejax.output_folder import check_new_folder, whole_folder
 from moejax.parallel import check_fits, spec
 
 SHARD_BYTES = 5_000_000_000
@@ -157,6 +162,7 @@ def save(
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     more: Mapping[str, Any] | None = None,
+    files: Mapping[str, str] | None = None,
     say: Say = _say,
 ) -> None:
     """Writes a checkpoint that Transformers, and what reads its format, can run.
@@ -173,6 +179,7 @@ def save(
       dtype: type of all parameters instead of ``like``'s or the variables' own; router state stays.
       shard_bytes: size of a file beyond which another one is begun.
       more: further fields of config.json, where there is no ``like``.
+      files: further text files to write, name and content, where there is no ``like``.
       say: takes lines about what could not be kept.
 
     Raises:
@@ -180,7 +187,8 @@ def save(
         or ``like`` are another model's. Nothing is left behind then.
     """
     check(dtype is None or dtype in DTYPES, "dtype", dtype, f"choose from {', '.join(DTYPES)}")
-    target = _free(pathlib.Path(path))
+    shown = repr(os.fspath(path))
+    target = check_new_folder(path, shown)
     source = None if like is None else open_source(like)
     if source is None:
         chosen, values = choose_family(config, family)
@@ -195,36 +203,29 @@ def save(
         values.pop("quantization_config", None)
         say(f"the source was quantised ({source.quantized}); its weights are written in BF16")
     _name_dtype(values, types, source is None or dtype is not None)
-    with _whole(target) as folder:
+    with whole_folder(target, shown) as folder:
         text = json.dumps(values, indent=2, ensure_ascii=False)
         (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
         if source is not None:
             carry_files(source.folder, folder)
+        else:
+            for name, content in (files or {}).items():
+                (folder / name).write_text(content, encoding="utf-8")
         _write(folder, resolved, leaves, types, shard_bytes)
-
-
-def _free(path: pathlib.Path) -> pathlib.Path:
-    """The target, if nothing stands there."""
-    shown = repr(str(path))
-    if path.is_dir() and any(path.iterdir()):
-        raise UserError(f"{shown}: exists and holds files; give a new folder")
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{shown}: is a file; give a new folder")
-    return path.absolute()
 
 
 def _check_like(source: Source, config: ModelConfig, family: str | None) -> None:
     if family not in (None, source.values["model_type"]):
         raise UserError(
-            f"family = {family!r}: the model came from a {source.values['model_type']!r} checkpoint; "
-            "leave family out, or like"
+            f"family = {family!r}: the model came from a {source.values['model_type']!r} "
+            "checkpoint; leave family out, or like"
         )
     ours, theirs = architecture(config), architecture(source.config)
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
             raise UserError(
-                f"{str(source.folder)!r}: is of another model: {name} is {theirs.get(name)!r} there "
-                f"and {ours.get(name)!r} here; leave like out"
+                f"{str(source.folder)!r}: is of another model: {name} is {theirs.get(name)!r} "
+                f"there and {ours.get(name)!r} here; leave like out"
             )
 
 
@@ -269,26 +270,6 @@ def _name_dtype(values: dict[str, Any], types: Mapping[str, np.dtype], changed: 
         values.update(dict.fromkeys(names, str(max(set(kinds), key=kinds.count))))
 
 
-@contextlib.contextmanager
-def _whole(target: pathlib.Path):
-    """A folder beside the target that takes its name if all goes well, and vanishes if not."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise UserError(f"{str(target)!r}: cannot be written ({error.strerror})") from None
-    try:
-        yield folder
-        folder.chmod(0o755)
-        os.replace(folder, target)
-    except OSError as error:
-        raise UserError(
-            f"{str(target)!r}: cannot be written ({error.strerror}); nothing was left behind"
-        ) from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _write(folder, resolved: Resolved, leaves, types, shard_bytes: int) -> None:
     """Writes all tensors, a leaf at a time: no more than one is on the host at once."""
     shapes = {piece.name: piece.stored_shape for piece in resolved.pieces}
@@ -316,4 +297,4 @@ def _write(folder, resolved: Resolved, leaves, types, shard_bytes: int) -> None:
         writer.close()
 
 
-__all__ = ["BF16", "NAMES", "config_from_hf", "load", "save"]
+__all__ = ["config_from_hf", "load", "save"]

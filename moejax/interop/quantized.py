@@ -2,9 +2,9 @@
 
 FP8 in blocks (DeepSeek-V3, Kimi-K2): beside ``X.weight`` in E4M3 stands ``X.weight_scale_inv`` in
 FP32, one factor a block of 128 x 128; blocks at the lower and right edge may be smaller.
-MXFP4 (gpt-oss): ``X_blocks`` holds two E2M1 numbers a byte, the first in the low half, sixteen bytes
-a group of 32; ``X_scales`` a power of two a group, as an exponent above -127 (OCP Microscaling
-Formats 1.0). Rows of the blocks are outputs; ``X`` itself has inputs first.
+MXFP4 (gpt-oss): ``X_blocks`` holds two E2M1 numbers a byte, the first in the low half, sixteen
+bytes a group of 32; ``X_scales`` a power of two a group, as an exponent above -127 (OCP
+Microscaling Formats 1.0). Rows of the blocks are outputs; ``X`` itself has inputs first.
 """
 
 import dataclasses

@@ -19,7 +19,7 @@ from moejax.interop import families
 from moejax.interop.config_map import architecture
 from moejax.interop.families import Family
 from moejax.interop.fields import CONFIG, Fields, read_json
-from moejax.interop.quantized import BF16, Tensor, numbers
+from moejax.interop.quantized import Tensor, numbers
 from moejax.interop.safetensors_io import DTYPES, INDEX, NAMES, SINGLE, open_checkpoint
 from moejax.interop.tables import LAYER, Resolved, Table, leaf_shapes, resolve
 from moejax.models import ModelConfig, Transformer
@@ -81,8 +81,8 @@ class Source:
         missing = [piece.name for piece in found.pieces if piece.name not in self.tensors]
         if missing:
             raise UserError(
-                f"{where!r}: tensor {missing[0]} is missing{_more(missing)}, which config.json asks "
-                f"for; {AGAIN}"
+                f"{where!r}: tensor {missing[0]} is missing{_more(missing)}, which config.json "
+                f"asks for; {AGAIN}"
             )
         for piece in found.pieces:
             tensor = self.tensors[piece.name]
@@ -93,8 +93,8 @@ class Source:
                 )
             if not jnp.issubdtype(tensor.dtype, jnp.floating) or tensor.dtype.itemsize < 2:
                 raise UserError(
-                    f"{tensor.file!r}: tensor {piece.name} has type {NAMES[tensor.dtype]}, which is "
-                    "none for weights; get the model's BF16 weights"
+                    f"{tensor.file!r}: tensor {piece.name} has type {NAMES[tensor.dtype]}, which "
+                    "is none for weights; get the model's BF16 weights"
                 )
         known = {piece.name for piece in found.pieces} | set(found.copies)
         unexpected = [n for n in self.tensors if n not in known and not IGNORED.search(n)]
@@ -266,9 +266,3 @@ def _read_record(file: pathlib.Path) -> tuple[dict[str, Tensor], str]:
         return tensors, record["quantized"]
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{str(file)!r}: is damaged; import the checkpoint again") from None
-
-
-__all__ = [
-    "BF16", "CARRIED", "RECORD", "Say", "Source", "abstract_variables", "carry_files",
-    "choose_family", "open_source", "parse", "unboxed", "write_record",
-]  # fmt: skip

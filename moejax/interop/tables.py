@@ -129,9 +129,7 @@ def resolve(
             pieces += _pieces(prefix + name, rule, f"mtp_{k}/{rule.leaf}", (), 0, shapes)
         for name, whose in table.mtp_copies.items():
             # Where the head is tied there is only the embedding to repeat.
-            copies[prefix + name] = (
-                whose if whose in _names(pieces) else "model.embed_tokens.weight"
-            )
+            copies[prefix + name] = whose if whose in outer else table.copies[whose]
     _check_cover(pieces, shapes, family)
     return Resolved(tuple(pieces), copies)
 

@@ -175,6 +175,14 @@ def make(case, **changes):
     return fill(getattr(hf, f"{kind}ForCausalLM")(config))
 
 
+def read(folder):
+    """A checkpoint as Transformers reads it, in float32; tiny experts are too narrow for its
+    grouped products."""
+    return hf.AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", experts_implementation="eager", dtype="float32"
+    )
+
+
 def tokens(rows=2, length=11, seed=1):
     """Token ids, none of them the padding's."""
     generator = torch.Generator().manual_seed(seed)
@@ -234,7 +242,9 @@ class Deepseek(hf.LlamaForCausalLM):
                     for kind, part in zip(("gate", "up"), both.chunk(2), strict=True):
                         tensors[f"{block}.{e}.{kind}_proj.weight"] = part.contiguous()
             elif name.endswith("experts.down_proj"):
-                tensors |= {f"{block}.{e}.down_proj.weight": t.clone() for e, t in enumerate(tensor)}
+                tensors |= {
+                    f"{block}.{e}.down_proj.weight": t.clone() for e, t in enumerate(tensor)
+                }
             else:
                 tensors[name] = tensor
         return config, tensors

@@ -14,15 +14,14 @@ import numpy as np
 import pytest
 import tiny
 
-WHY = "parity needs the extra 'parity' (transformers and torch), which this environment lacks"
-torch = pytest.importorskip("torch", reason=WHY)
-transformers = pytest.importorskip("transformers", reason=WHY)
-
-import hf_models
-
 from moejax.interop import hf
 from moejax.interop.safetensors_io import open_checkpoint
 from moejax.models import Transformer, init_cache
+
+WHY = "parity needs the extra 'parity' (transformers and torch), which this environment lacks"
+torch = pytest.importorskip("torch", reason=WHY)
+transformers = pytest.importorskip("transformers", reason=WHY)
+hf_models = pytest.importorskip("hf_models", reason=WHY)
 
 # The first configuration of each family; the others are slow tests.
 FIRST = [case for case in hf_models.CASES if " " not in case]
@@ -112,9 +111,7 @@ def test_transformers_reads_what_was_saved(case, loaded, tmp_path):
         assert again == one.config
         tiny.assert_trees_close(variables, one.variables, 0.0)
         return
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "again", attn_implementation="eager", dtype="float32"
-    )
+    model = hf_models.read(tmp_path / "again")
     wanted = hf_models.logits(one.model, ids)
     assert tiny.relative_error(hf_models.logits(model, ids), wanted) < 1e-5
 
@@ -176,9 +173,8 @@ def test_experts_in_one_tensor(case, loaded, tmp_path):
 @pytest.mark.slow
 def test_bfloat16_is_kept_and_computes(loaded, tmp_path):
     one, ids = loaded("deepseek_v3"), hf_models.tokens()
-    one_bf16 = hf_models.make("deepseek_v3").to(torch.bfloat16)
-    one_bf16.save_pretrained(tmp_path / "bf16")
-    config, variables = hf.load(tmp_path / "bf16", say=lambda line: None)
+    hf_models.make("deepseek_v3").to(torch.bfloat16).save_pretrained(tmp_path / "bf16")
+    _, variables = hf.load(tmp_path / "bf16", say=lambda line: None)
     kinds = {leaf.dtype for leaf in jax.tree.leaves(variables["params"])}
     assert kinds == {jnp.dtype(jnp.bfloat16)}
     # In float32 the same numbers give the same logits: nothing is rounded on the way.
@@ -186,5 +182,5 @@ def test_bfloat16_is_kept_and_computes(loaded, tmp_path):
     assert {leaf.dtype for leaf in jax.tree.leaves(wide)} == {jnp.dtype(jnp.float32)}
     narrow, wanted = one.logits(variables, ids), one.logits(wide, ids)
     assert tiny.relative_error(narrow, wanted) < 2e-5
-    model = one_bf16.float()
+    model = hf_models.read(tmp_path / "bf16")
     assert tiny.relative_error(wanted, hf_models.logits(model, ids)) < 2e-5

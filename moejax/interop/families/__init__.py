@@ -1,4 +1,4 @@
-"""Families of checkpoints, one table each. Adding one is a table, a config mapping and this line."""
+"""Families of checkpoints, one table each. Adding one is a table, a config mapping, a line here."""
 
 from moejax.config import nearest
 from moejax.interop.families.deepseek import DEEPSEEK_MOE, DEEPSEEK_V2, DEEPSEEK_V3

@@ -7,12 +7,24 @@ Transformers has the same for V2 and V3, and no class for the 16B model.
 from typing import Any
 
 from moejax.interop.config_map import (
-    layer_kinds, read_heads, read_model, read_rope, read_top_k, write_heads, write_model,
+    layer_kinds,
+    read_heads,
+    read_model,
+    read_rope,
+    read_top_k,
+    write_heads,
+    write_model,
     write_rope,
 )  # fmt: skip
 from moejax.interop.families.family import Family
 from moejax.interop.families.shared import (
-    DENSE, FUSED_EXPERTS, GQA, experts, mla, shared_experts, tables,
+    DENSE,
+    FUSED_EXPERTS,
+    GQA,
+    experts,
+    mla,
+    shared_experts,
+    tables,
 )  # fmt: skip
 from moejax.interop.fields import Fields
 from moejax.models import AttentionConfig, ModelConfig
@@ -80,7 +92,8 @@ def write_groups(config: ModelConfig) -> dict[str, Any]:
     """The same fields back."""
     router = config.moe.router
     return {
-        "n_group": getattr(router, "num_groups", 1), "topk_group": getattr(router, "groups_kept", 1),
+        "n_group": getattr(router, "num_groups", 1),
+        "topk_group": getattr(router, "groups_kept", 1),
         "routed_scaling_factor": getattr(router, "routed_scale", 1.0),
     }  # fmt: skip
 

@@ -11,11 +11,20 @@ from moejax.interop.config_map import (
     write_rope,
 )
 from moejax.interop.families.deepseek import (
-    dense_layers, read_groups, read_moe, write_groups, write_moe,
+    dense_layers,
+    read_groups,
+    read_moe,
+    write_groups,
+    write_moe,
 )  # fmt: skip
 from moejax.interop.families.family import Family
 from moejax.interop.families.shared import (
-    DENSE, FUSED_EXPERTS, GQA, experts, shared_experts, tables,
+    DENSE,
+    FUSED_EXPERTS,
+    GQA,
+    experts,
+    shared_experts,
+    tables,
 )  # fmt: skip
 from moejax.interop.fields import Fields
 from moejax.models import AttentionConfig, ModelConfig

@@ -3,8 +3,15 @@
 from typing import Any
 
 from moejax.interop.config_map import (
-    layer_kinds, read_heads, read_layer_types, read_model, read_rope, read_top_k, write_heads,
-    write_model, write_rope,
+    layer_kinds,
+    read_heads,
+    read_layer_types,
+    read_model,
+    read_rope,
+    read_top_k,
+    write_heads,
+    write_model,
+    write_rope,
 )  # fmt: skip
 from moejax.interop.families.family import Family
 from moejax.interop.families.shared import GQA, tables

@@ -4,7 +4,13 @@ import dataclasses
 from typing import Any
 
 from moejax.interop.config_map import (
-    layer_kinds, read_heads, read_layer_types, read_model, read_rope, write_heads, write_model,
+    layer_kinds,
+    read_heads,
+    read_layer_types,
+    read_model,
+    read_rope,
+    write_heads,
+    write_model,
     write_rope,
 )  # fmt: skip
 from moejax.interop.families.family import Family

@@ -3,7 +3,13 @@
 from typing import Any
 
 from moejax.interop.config_map import (
-    read_heads, read_model, read_rope, read_top_k, read_weight, write_heads, write_model,
+    read_heads,
+    read_model,
+    read_rope,
+    read_top_k,
+    read_weight,
+    write_heads,
+    write_model,
     write_rope,
 )  # fmt: skip
 from moejax.interop.families.family import Family

@@ -3,13 +3,25 @@
 from typing import Any
 
 from moejax.interop.config_map import (
-    layer_kinds, read_heads, read_model, read_rope, read_top_k, read_weight, write_heads,
-    write_model, write_rope,
+    layer_kinds,
+    read_heads,
+    read_model,
+    read_rope,
+    read_top_k,
+    read_weight,
+    write_heads,
+    write_model,
+    write_rope,
 )  # fmt: skip
 from moejax.interop.families.family import Family
 from moejax.interop.families.llama import read_qwen_windows, write_windows
 from moejax.interop.families.shared import (
-    DENSE, FUSED_EXPERTS, GQA, experts, shared_experts, tables,
+    DENSE,
+    FUSED_EXPERTS,
+    GQA,
+    experts,
+    shared_experts,
+    tables,
 )  # fmt: skip
 from moejax.interop.fields import Fields
 from moejax.interop.tables import Rule
