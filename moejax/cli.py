@@ -94,6 +94,8 @@ def _parser() -> argparse.ArgumentParser:
                          "inspect in the run's folder if left out")  # fmt: skip
     _format(inspect)
     _hugging_face_flags(command)
+    summary = "a run of an MoE model from a dense run, with the same outputs at first"
+    _upcycle_flags(command("upcycle", _upcycle, summary, config=False))
     _bench_flags(command("bench", _bench, "measure speed beside what it is to be compared with"))
     return parser
 
@@ -112,6 +114,19 @@ def _hugging_face_flags(command: Callable[..., argparse.ArgumentParser]) -> None
     export.add_argument("--dtype", help="float32, bfloat16 or float16; that of the imported "
                         "checkpoint if left out")  # fmt: skip
     _format(export)
+
+
+def _upcycle_flags(upcycle: argparse.ArgumentParser) -> None:
+    upcycle.set_defaults(overrides_alone=True)
+    upcycle.add_argument("--workdir", required=True, metavar="DIR", help="the dense run's folder")
+    upcycle.add_argument("--out", required=True, metavar="DIR", help="folder for the new run")
+    upcycle.add_argument("--every", type=int, default=1, metavar="N", help="of the layers after "
+                         "model.first_k_dense, every n-th gets experts")  # fmt: skip
+    upcycle.add_argument("--router-std", type=float, default=0.0, help="deviation of the routers' "
+                         "weights; by the kind of gates if left out")  # fmt: skip
+    upcycle.add_argument("--noise", type=float, default=0.0, help="on the experts' matrices, over "
+                         "their deviation; 0 keeps the dense model's outputs")  # fmt: skip
+    _format(upcycle)
 
 
 def _bench_flags(bench: argparse.ArgumentParser) -> None:
@@ -216,6 +231,17 @@ def _export(options: argparse.Namespace) -> int:
         options.workdir, options.hf, family=options.family, dtype=options.dtype
     )
     _print(options, result, export_command.format_export(result))
+    return 0
+
+
+def _upcycle(options: argparse.Namespace) -> int:
+    from moejax.training import upcycle_command
+
+    result = upcycle_command.upcycle_run(
+        options.workdir, options.out, options.config, options.overrides, every=options.every,
+        router_std=options.router_std, noise=options.noise,
+    )  # fmt: skip
+    _print(options, result, upcycle_command.format_upcycle(result))
     return 0
 
 

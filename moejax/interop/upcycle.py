@@ -110,6 +110,11 @@ def upcycle(
     return config, {"params": params, "router_state": plan.router_state(params)}
 
 
+def upcycled_config(model_config: ModelConfig, options: UpcycleOptions) -> ModelConfig:
+    """The config of the model that ``upcycle`` makes; raises as it does."""
+    return _Plan.make(model_config, options).config
+
+
 @dataclasses.dataclass(frozen=True)
 class _Plan:
     """What is made of each dense layer.

@@ -4,45 +4,28 @@ The run has the checkpoint's model and everything else of a run: text can be gen
 can be inspected, trained on and exported. What ``moejax export`` needs lies in its folder ``hf``.
 """
 
-import dataclasses
 import json
-import math
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from moejax import config as mechanism
 from moejax.config import UserError
 from moejax.interop.config_map import architecture
 from moejax.interop.hf import read_variables
 from moejax.interop.source import Source, open_source, write_record
-from moejax.output_folder import check_new_folder, whole_folder
+from moejax.output_folder import check_new_folder
 from moejax.training import prepare, run_config, run_dir
-from moejax.training.checkpoints import Checkpointer
+from moejax.training.first_step import CONFIG_FILE, first_state, merge, new_run, with_tokenizer
 from moejax.training.optimizers import OptimConfig
 from moejax.training.run_config import RunConfig, TrainConfig
-from moejax.training.state import TrainState, make_init
+from moejax.training.state import TrainState
 
-FOLDER, CONFIG_FILE = "hf", "config.py"
+FOLDER = "hf"
 DEFAULT_SEQ_LEN = 1024
-
-# The run's config as a file for ``moejax train --config``.
-CONFIG_TEXT = '''"""The config of the run in this folder, as `moejax import` wrote it."""
-
-import json
-import pathlib
-
-import ml_collections
-
-
-def get_config():
-    record = json.loads((pathlib.Path(__file__).parent / "config.json").read_text())
-    return ml_collections.ConfigDict(record["config"])
-'''
 
 
 def import_checkpoint(
@@ -75,28 +58,20 @@ def import_checkpoint(
     kept = config.data.tokenizer
     if kept == str(target / FOLDER / "tokenizer.json"):
         here = str(source.folder / "tokenizer.json")  # the folder is not there yet
-        config = _with_tokenizer(config, here)
+        config = with_tokenizer(config, here)
     setup = prepare.prepare(config)
     state = _state(source, setup)
-    config = _with_tokenizer(setup.config, kept)
-    with whole_folder(target, shown) as folder:
-        record = run_dir.describe(config, setup.dataset)
-        directory = run_dir.RunDirectory(folder, record, resumed=False)
-        with directory.create(setup.dataset):
-            (folder / CONFIG_FILE).write_text(CONFIG_TEXT, encoding="utf-8")
-            (folder / FOLDER).mkdir()
-            write_record(source, folder / FOLDER)
-            # What the loop restores beside the state.
-            extra = {"data_position": 0, "loss": math.nan, "val_loss": None, "val_step": None,
-                     "tokens": 0}  # fmt: skip
-            with Checkpointer(folder / run_dir.CHECKPOINTS, config.checkpoint) as checkpoints:
-                checkpoints.save(0, state, extra, wait=True)
+    config = with_tokenizer(setup.config, kept)
+    origin = {"hf": str(source.folder), "model_type": source.values["model_type"]}
+    with new_run(target, shown, "import", config, setup, state, origin) as folder:
+        (folder / FOLDER).mkdir()
+        write_record(source, folder / FOLDER)
     return {
         "workdir": str(target),
         "model_type": source.values["model_type"],
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "config_file": str(target / CONFIG_FILE),
-        "fingerprint": record["fingerprint"],
+        "fingerprint": run_dir.read_record(target)["fingerprint"],
     }
 
 
@@ -108,10 +83,6 @@ def format_import(result: Mapping[str, Any]) -> str:
     )
 
 
-def _with_tokenizer(config: RunConfig, path: str) -> RunConfig:
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=path))
-
-
 def _run_config(
     source: Source, target: pathlib.Path, config_file: str | None, overrides: Sequence[str]
 ) -> RunConfig:
@@ -121,7 +92,7 @@ def _run_config(
     base = RunConfig(source.config, train, optim=OptimConfig(learning_rate=1e-5), stage="finetune")
     user = mechanism.load(config_file, ()) if config_file else {}
     user = mechanism.override(user, overrides)
-    values = _merge(base.to_dict(), user)
+    values = merge(base.to_dict(), user)
     if "tokenizer" not in user.get("data", {}):
         if not (source.folder / "tokenizer.json").is_file():
             raise UserError(
@@ -142,15 +113,6 @@ def _run_config(
     return config
 
 
-def _merge(base: dict[str, Any], user: Mapping[str, Any]) -> dict[str, Any]:
-    """The user's fields over those of the base, block by block; another router is whole."""
-    merged = dict(base)
-    for name, value in user.items():
-        block = isinstance(value, Mapping) and isinstance(base.get(name), dict)
-        merged[name] = _merge(base[name], value) if block else value
-    return merged
-
-
 def _separator(folder: pathlib.Path) -> str:
     """The end-of-text token that tokenizer_config.json names; "" if there is none."""
     try:
@@ -163,16 +125,7 @@ def _separator(folder: pathlib.Path) -> str:
 
 
 def _state(source: Source, setup: prepare.Setup) -> TrainState:
-    """The state of step 0 on the run's mesh: float32 masters and a fresh optimizer."""
-    _, abstract = make_init(setup.config.model, setup.optimizer, setup.mesh)
+    """The state of step 0: float32 masters of the checkpoint, read straight onto the mesh."""
     with jax.set_mesh(setup.mesh):
         variables = read_variables(source, setup.mesh, "float32")
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        start = jax.jit(setup.optimizer.init, out_shardings=shardings.opt_state)
-        state = TrainState(
-            jax.device_put(jnp.zeros((), jnp.int32), shardings.step),
-            variables["params"],
-            start(variables["params"]),
-            variables.get("router_state", {}),
-        )
-    return jax.device_put(state, shardings)
+    return first_state(variables, setup)
