@@ -1,4 +1,4 @@
-"""Every kind of bad checkpoint is one line that names file, tensor and remedy; nothing is written."""
+"""Every bad checkpoint is one line that names file, tensor and remedy; nothing is written."""
 
 import json
 import os
@@ -224,7 +224,7 @@ def test_variables_of_another_model_are_refused(tmp_path):
 
 def test_a_model_that_no_family_holds_names_what_is_lost(tmp_path):
     config = checkpoints.tiny.moe_config(router="remoe", options={}, num_layers=2)
-    with pytest.raises(UserError, match="no Hugging Face family holds this model.*router"):
+    with pytest.raises(UserError, match=r"no Hugging Face family holds this model.*router"):
         hf.save(tmp_path / "out", config, checkpoints.tiny.variables(config))
     with pytest.raises(UserError, match="family = 'gtp'"):
         hf.save(tmp_path / "out", config, {}, family="gtp")
