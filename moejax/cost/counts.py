@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from moejax.config import check
 from moejax.cost.attention_counts import all_keys, attention_counts, mean_keys
-from moejax.models.model_config import ModelConfig
+from moejax.models.model_config import ModelConfig, has_window, is_moe
 
 COMPONENTS = (
     "attention_projections",
@@ -212,9 +212,8 @@ def _parts(c: ModelConfig, seq_len: int, keys: Keys) -> Parts:
 
 def _layer(c: ModelConfig, kind: str, seq_len: int, keys: Keys) -> Parts:
     """One layer: attention with its two norms and those inside it, and the feed-forward."""
-    words = kind.split("_")
     attention = attention_counts(c)
-    window = c.attention.window if "window" in words else 0
+    window = c.attention.window if has_window(kind) else 0
     norms = 2 * c.d_model + attention.norms
     projections = _passed(attention.matrices, vectors=attention.vectors)
     scores = Component(forward=2.0 * keys(seq_len, window) * attention.score_width)
@@ -222,7 +221,7 @@ def _layer(c: ModelConfig, kind: str, seq_len: int, keys: Keys) -> Parts:
         "attention_projections": projections,
         "attention_scores": scores,
         "norms": Component(norms, norms),
-    } | (_moe(c) if "moe" in words else {"dense_ffn": _passed(_swiglu(c.d_model, c.dense_width))})
+    } | (_moe(c) if is_moe(kind) else {"dense_ffn": _passed(_swiglu(c.d_model, c.dense_width))})
 
 
 def _moe(c: ModelConfig) -> Parts:
@@ -256,7 +255,7 @@ def _mtp_module(c: ModelConfig, seq_len: int, keys: Keys) -> Component:
     through the shared head, as if it saw as many positions as the model. A token of the model
     itself does not pass it, so no parameter of it is active.
     """
-    layer = _sum(_layer(c, c.layout[-1][0][-1], seq_len, keys).values())
+    layer = _sum(_layer(c, c.mtp_kind, seq_len, keys).values())
     projection = 2 * c.d_model * c.d_model
     return Component(
         layer.params + projection + 3 * c.d_model,
@@ -290,7 +289,7 @@ def expert_params(c: ModelConfig) -> ExpertParams:
 
 def routed_layers(c: ModelConfig) -> int:
     """MoE layers that a token passes in training, those of MTP modules included."""
-    return c.layers("moe") + c.mtp_depth * ("moe" in c.layout[-1][0][-1].split("_"))
+    return c.layers("moe") + c.mtp_depth * is_moe(c.mtp_kind)
 
 
 def routed_params(c: ModelConfig) -> int:

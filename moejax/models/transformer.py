@@ -1,32 +1,18 @@
 """The decoder-only transformer: dense and MoE layers, scanned segment by segment."""
 
-from typing import Any
-
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from moejax.models.attention import (
-    GroupedQueryAttention,
-    KeyValueCache,
-    Masks,
-    attention_mask,
-    cached_mask,
-)
+from moejax.models.cache import Caches, make_masks
+from moejax.models.decoder import Carry, Stats, scanned
 from moejax.models.layers import RMSNorm, compute_dtype
 from moejax.models.loss import chunked_cross_entropy, chunked_cross_entropy_and_guess
-from moejax.models.mla import LatentCache, MultiHeadLatentAttention
-from moejax.models.model_config import ModelConfig, has_window, is_moe
+from moejax.models.model_config import ModelConfig
 from moejax.models.mtp import Ahead, AheadSums, PredictionModule, counted_segments, shift
-from moejax.moe.experts import SwiGLU
 from moejax.moe.layer import MoELayer
 from moejax.moe.routers import RouterInputs
-
-Stats = dict[str, Any]
-Caches = dict[str, Any]
-LayerCache = KeyValueCache | LatentCache
 
 
 @struct.dataclass
@@ -62,105 +48,6 @@ class LossOutput:
     mtp: AheadSums | None = None
 
 
-@struct.dataclass
-class Carry:
-    """What goes from layer to layer.
-
-    Attributes:
-      x: the residual stream.
-      aux_loss: weighted auxiliary losses so far.
-      layer: MoE layers so far.
-      logits: the last router's scores, zeros before the first; only for routers that read them.
-    """
-
-    x: Float[Array, "B S D"]
-    aux_loss: Float[Array, ""]
-    layer: Int[Array, ""]
-    logits: Float[Array, "B S N"] | None
-
-
-class Layer(nn.Module):
-    """One pre-norm layer: attention, then a dense SwiGLU or an MoE layer."""
-
-    config: ModelConfig
-    kind: str
-
-    @nn.compact
-    def __call__(
-        self,
-        carry: Carry,
-        tokens: RouterInputs,
-        masks: Masks,
-        cache: LayerCache | None,
-    ) -> tuple[Carry, Stats, LayerCache | None]:
-        config, x = self.config, carry.x
-        norm = lambda name: RMSNorm(config.norm_eps, name=name)
-        inner = norm("attention_norm")(x)
-        mixed, cache = self._attention(inner, tokens.positions, masks, cache)
-        x = nn.with_logical_constraint(x + mixed, ("batch", "length", "embed_act"))
-        inner, stats = norm("ffn_norm")(x), {}
-        if is_moe(self.kind):
-            out = MoELayer(config.moe, config.init_std, name="moe")(
-                tokens.replace(x=inner, layer=carry.layer, previous_logits=carry.logits)
-            )
-            y, stats = out.y, out.stats
-            carry = carry.replace(aux_loss=carry.aux_loss + out.aux_loss, layer=carry.layer + 1)
-            if carry.logits is not None:
-                carry = carry.replace(logits=out.logits)
-        else:
-            y = SwiGLU(config.dense_width, config.init_std, name="ffn")(inner)
-        x = nn.with_logical_constraint(x + y, ("batch", "length", "embed_act"))
-        return carry.replace(x=x), stats, cache
-
-    def _attention(self, x, positions, masks, cache):
-        """By the kind that the config names, under the mask of this layer."""
-        config = self.config
-        if config.attention.kind == "mla":
-            attention = MultiHeadLatentAttention(config, name="attention")
-            return attention(x, positions, masks.full, cache)
-        window = config.attention.window if has_window(self.kind) else 0
-        mask = masks.window if window else masks.full
-        attention = GroupedQueryAttention(config, window, name="attention")
-        return attention(x, positions, mask, cache)
-
-
-class Pattern(nn.Module):
-    """The layers that a segment repeats: the body of its scan."""
-
-    config: ModelConfig
-    kinds: tuple[str, ...]
-
-    @nn.compact
-    def __call__(self, carry, caches, tokens, masks):
-        stats, new_caches = {}, {}
-        for i, kind in enumerate(self.kinds):
-            name = f"layer_{i}"
-            layer = Layer(self.config, kind, name=name)
-            cache = None if caches is None else caches[name]
-            carry, layer_stats, cache = layer(carry, tokens, masks, cache)
-            if layer_stats:
-                stats[name] = layer_stats
-            new_caches[name] = cache
-        return carry, (stats, None if caches is None else new_caches)
-
-
-def _scanned(config: ModelConfig, kinds: tuple[str, ...], repeats: int, name: str) -> nn.Module:
-    body = Pattern
-    if config.remat != "none":
-        dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        policy = dots if config.remat == "dots" else jax.checkpoint_policies.nothing_saveable
-        body = nn.remat(Pattern, policy=policy, prevent_cse=False)
-    scan = nn.scan(
-        body,
-        variable_axes={"params": 0, "router_state": 0, "router_batch": 0, "intermediates": 0},
-        split_rngs={"params": True, "router": True},
-        in_axes=(0, nn.broadcast, nn.broadcast),
-        length=repeats,
-        metadata_params={nn.PARTITION_NAME: "layers"},
-    )
-    return scan(config, kinds, name=name)
-
-
 class Transformer(nn.Module):
     """A decoder-only transformer.
 
@@ -180,10 +67,10 @@ class Transformer(nn.Module):
         shape = (config.vocab_size, config.d_model)
         self.embedding = self.param("embedding", init, shape, jnp.float32)
         for i, (kinds, repeats) in enumerate(config.layout):
-            setattr(self, f"segment_{i}", _scanned(config, kinds, repeats, f"segment_{i}"))
+            setattr(self, f"segment_{i}", scanned(config, kinds, repeats, f"segment_{i}"))
         for k in range(config.mtp_depth):
             setattr(self, f"mtp_{k}", PredictionModule(config))
-            layer = _scanned(config, (config.mtp_kind,), 1, f"mtp_{k}_layer")
+            layer = scanned(config, (config.mtp_kind,), 1, f"mtp_{k}_layer")
             setattr(self, f"mtp_{k}_layer", layer)
         self.final_norm = RMSNorm(config.norm_eps)
         if not config.tie_embeddings:
@@ -379,36 +266,6 @@ class Transformer(nn.Module):
 
     def _head(self) -> Float[Array, "D V"]:
         return self.embedding.T if self.config.tie_embeddings else self.head
-
-
-def init_cache(config: ModelConfig, batch: int, max_length: int, mtp: bool = False) -> Caches:
-    """An empty cache for ``batch`` rows of up to ``max_length`` positions.
-
-    With ``mtp`` the MTP modules have theirs in it, for ``Transformer.draft``.
-    """
-    dtype = compute_dtype(config.dtype)
-    kind = LatentCache if config.attention.kind == "mla" else KeyValueCache
-    cache: Caches = {"index": jnp.zeros((), jnp.int32)}
-    for i, (kinds, repeats) in enumerate(config.layout):
-        layer = lambda n=repeats: kind.empty(config, n, batch, max_length, dtype)
-        cache[f"segment_{i}"] = {f"layer_{j}": layer() for j in range(len(kinds))}
-    for k in range(config.mtp_depth if mtp else 0):
-        cache[f"mtp_{k}"] = jnp.zeros((), jnp.int32)
-        cache[f"mtp_{k}_layer"] = {"layer_0": kind.empty(config, 1, batch, max_length, dtype)}
-    return cache
-
-
-def make_masks(
-    config: ModelConfig, segment_ids: Int[Array, "B S"] | None, length: int, cache: Caches | None
-) -> Masks:
-    """The masks of all kinds of layers for ``length`` tokens a row, after those in a cache."""
-    if cache is None:
-        mask = lambda window: attention_mask(segment_ids, length, window)
-    else:
-        reach = cache["segment_0"]["layer_0"].length
-        mask = lambda window: cached_mask(cache["index"], length, reach, window)
-    windowed = config.layers("window") > 0
-    return Masks(mask(0), mask(config.attention.window) if windowed else None)
 
 
 def update_router_state(config: ModelConfig, router_state: Stats, router_stats: Stats) -> Stats:

@@ -13,7 +13,6 @@ from moejax.cost.plan import make_plan
 from moejax.data import TextDataset, epochs, open_dataset
 from moejax.models import ModelConfig
 from moejax.models.layers import compute_dtype
-from moejax.models.model_config import is_moe
 from moejax.moe import MoEConfig
 from moejax.moe.choose import Choice, choose
 from moejax.moe.dispatch.capacity import LEAKING_POLICIES
@@ -173,10 +172,7 @@ def make_billing(config: RunConfig, mesh: jax.sharding.Mesh) -> Billing:
     router = moe.router.counts(config.model.d_model, moe.num_experts, moe.top_k)
     if not router.measured:
         return Billing(name, devices, price, peak, source, flops)
-    layers = config.model.layers("moe")
-    if is_moe(config.model.mtp_kind):
-        layers += config.model.mtp_depth
-    expected = layers * router.expected_experts
+    expected = counts.routed_layers(config.model) * router.expected_experts
     each = counts.assignment_flops(config.model)
     return Billing(name, devices, price, peak, source, flops, each, expected)
 

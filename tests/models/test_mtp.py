@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import tiny
 
-from moejax.models import Transformer, init_cache, update_router_state
+from moejax.cost.counts import count
+from moejax.models import AttentionConfig, Transformer, init_cache, update_router_state
 from moejax.models.mtp import counted_segments, counted_targets, shift
 from moejax.moe.diagnostics import stack_layers
 
@@ -229,6 +230,8 @@ def test_the_parameter_tree_of_the_modules():
         assert [found[name] for name in norms] == [(16,)] * 3
         assert found[f"mtp_{k}/projection/kernel"] == (32, 16)
         assert found[f"mtp_{k}_layer/layer_0/moe/experts/gate_up"] == (1, 8, 16, 2, 8)
+    held = sum(np.prod(shape) for name, shape in found.items() if name.startswith("mtp_"))
+    assert held == count(MOE, LENGTH).params.mtp
     own = lambda k: {name.split("/", 1)[1] for name in found if name.startswith(f"mtp_{k}_layer/")}
     main = {name.split("/", 1)[1] for name in found if name.startswith("segment_0/")}
     assert own(0) == own(1) == main
@@ -290,15 +293,26 @@ def test_layers_stand_in_order_of_depth():
     np.testing.assert_array_equal(stack_layers(shuffled)["load"][:, 0], np.arange(6))
 
 
-def test_drafting_with_a_cache_equals_the_pass_over_the_text():
-    variables, ids = tiny.variables(DENSE), text()
+LATENT = tiny.dense_config(
+    num_layers=1, mtp_depth=DEPTH,
+    attention=AttentionConfig(
+        num_heads=2, kind="mla", kv_lora_rank=8, nope_head_dim=4, rope_head_dim=4, v_head_dim=4
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config", [DENSE, pytest.param(LATENT, marks=pytest.mark.slow)], ids=["gqa", "mla"]
+)
+def test_drafting_with_a_cache_equals_the_pass_over_the_text(config):
+    variables, ids = tiny.variables(config), text()
     ones = jnp.ones((2, LENGTH), jnp.int32)
     tokens, targets = jnp.asarray(ids[:, :-1]), jnp.asarray(ids[:, 1:])
-    out, ahead = ahead_of(DENSE)(variables, tokens, targets, ones, jnp.arange(LENGTH)[None] * ones)
+    out, ahead = ahead_of(config)(variables, tokens, targets, ones, jnp.arange(LENGTH)[None] * ones)
     wanted = np.asarray(ahead.hidden) @ np.asarray(variables["params"]["head"])
-    apply = functools.partial(Transformer(DENSE).apply, method=Transformer.draft)
+    apply = functools.partial(Transformer(config).apply, method=Transformer.draft)
     draft = jax.jit(apply, static_argnums=1)
-    cache, hidden = init_cache(DENSE, 2, LENGTH, mtp=True), out.hidden
+    cache, hidden = init_cache(config, 2, LENGTH, mtp=True), out.hidden
     for k in range(DEPTH):
         found, following = [], shift(targets, k)
         for piece in (slice(0, 4), slice(4, 8), slice(8, 12)):
@@ -309,4 +323,4 @@ def test_drafting_with_a_cache_equals_the_pass_over_the_text():
         assert tiny.relative_error(logits[:, :end], wanted[k][:, :end]) < 1e-5
         hidden = jnp.concatenate([got.hidden for got in found], axis=1)
     assert int(cache["mtp_0"]) == int(cache["mtp_1"]) == LENGTH
-    assert "mtp_0" not in init_cache(DENSE, 2, LENGTH)
+    assert "mtp_0" not in init_cache(config, 2, LENGTH)
