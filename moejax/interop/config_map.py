@@ -32,10 +32,12 @@ def read_rope(fields: Fields, theta: float, fraction: float = 1.0) -> tuple[floa
     theta = inner.get("rope_theta", float, top)
     top = fields.get("partial_rotary_factor", float, fraction)
     fraction = inner.get("partial_rotary_factor", float, top)
-    kind = inner.get("rope_type", str, inner.get("type", str, "default"))
+    old = inner.get("type", str, "default")
+    kind = inner.get("rope_type", str, old)
     known = {"default": "none", "linear": "linear", "llama3": "llama3", "yarn": "yarn"}
     if kind not in known:
-        inner.refuse("rope_type", f"moejax computes {', '.join(map(repr, known))} only")
+        stated = "rope_type" if "rope_type" in block else "type"
+        inner.refuse(stated, f"moejax computes {', '.join(map(repr, known))} only")
     if known[kind] == "none":
         return theta, RopeConfig(fraction=fraction)
     options: dict[str, Any] = {"factor": inner.get("factor", float), "fraction": fraction}

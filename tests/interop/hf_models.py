@@ -51,6 +51,7 @@ CASES = {
         dict(intermediate_size=21, num_key_value_heads=1,
              rope_parameters=dict(rope_type="linear", rope_theta=100.0, factor=2.0)),
     ),
+    "qwen2": ("Qwen2", dict(intermediate_size=20, rope_parameters=PLAIN)),
     "qwen3": ("Qwen3", dict(intermediate_size=20, head_dim=10, rope_parameters=PLAIN)),
     "qwen3 tied, window": (
         "Qwen3",

@@ -1,4 +1,4 @@
-"""Dense models: Llama and Qwen3. Source of names and fields: their classes in Transformers."""
+"""Dense models: Llama, Qwen2 and Qwen3. Source: their classes in Transformers."""
 
 import dataclasses
 from typing import Any
@@ -70,6 +70,24 @@ def write_windows(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _read_qwen2(fields: Fields) -> ModelConfig:
+    theta, rope = read_rope(fields, 10_000.0)
+    window, windows = read_qwen_windows(fields)
+    attention = AttentionConfig(
+        **read_heads(fields), bias="qkv", window=window, rope_theta=theta, rope=rope
+    )
+    return read_model(fields, attention, windows=windows)
+
+
+def _write_qwen2(config: ModelConfig) -> dict[str, Any]:
+    return {
+        **write_model(config),
+        **write_heads(config),
+        **write_rope(config.attention),
+        **write_windows(config),
+    }
+
+
 def _read_qwen3(fields: Fields) -> ModelConfig:
     theta, rope = read_rope(fields, 10_000.0)
     bias = "all" if fields.get("attention_bias", bool, False) else "none"
@@ -87,6 +105,14 @@ def _write_qwen3(config: ModelConfig) -> dict[str, Any]:
         **write_windows(config), "attention_bias": config.attention.bias == "all",
     }  # fmt: skip
 
+
+QWEN2 = dataclasses.replace(
+    LLAMA,
+    model_type="qwen2",
+    architecture="Qwen2ForCausalLM",
+    read=_read_qwen2,
+    write=_write_qwen2,
+)
 
 QWEN3 = dataclasses.replace(
     LLAMA, model_type="qwen3", architecture="Qwen3ForCausalLM", read=_read_qwen3,
