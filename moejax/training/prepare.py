@@ -240,6 +240,16 @@ def back_end_lines(
     return lines + [f"warning: {text}" for text in leaks(moe, choice)]
 
 
+def precision_lines(model: ModelConfig) -> list[str]:
+    """How low-precision products are computed; nothing where they are ``native``."""
+    if model.precision == "native":
+        return []
+    return [
+        "precision   fp8: DeepSeek-V3's recipe simulated in float32 (attention's projections, "
+        "dense layers, experts); no product runs on FP8 hardware"
+    ]
+
+
 def leaks(moe: MoEConfig | None, choice: Choice | None) -> list[str]:
     """What of a config lets a token's output depend on later ones, in words; empty for nothing."""
     if moe is None or choice is None:
