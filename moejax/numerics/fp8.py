@@ -14,6 +14,10 @@ up in float32 every 128 terms give, but for float32's own rounding. Tensor cores
 inside those 128 terms (about 14, says the report); that is not simulated. Gradients pass quantising
 itself as if it were nothing.
 
+Tiles end where what they are cut from ends: a sequence; an expert's rows on one device, so that the
+gradients of experts' weights differ from mesh to mesh by what FP8 leaves open; and, along an
+expert's hidden width, the share of it that a device has under ``mesh.tensor``.
+
 It runs anywhere and saves no time: it is for the study of the error. No library that can be called
 from JAX multiplies by this recipe: ``jax.nn.scaled_matmul`` has kernels for blocks of 32 with
 powers of two as scales, on Blackwell only; XLA's own FP8 products (those of ``flax.linen``'s FP8

@@ -106,6 +106,11 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     return optax.chain(clip, optax.partition({"muon": muon, "adamw": adamw}, muon_labels))
 
 
+def state_bytes(config: OptimConfig) -> int:
+    """Bytes of optimizer state for each parameter, as if AdamW took them all."""
+    return 2 * jnp.dtype(config.moments_dtype).itemsize
+
+
 def _kept_as(
     optimizer: optax.GradientTransformation, dtype: jnp.dtype
 ) -> optax.GradientTransformation:

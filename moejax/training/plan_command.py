@@ -9,6 +9,7 @@ from moejax.cost import hardware, prices
 from moejax.cost.plan import make_plan
 from moejax.models.presets import PRESETS
 from moejax.training import run_config
+from moejax.training.optimizers import state_bytes
 from moejax.training.prepare import parameter_shards
 
 DEFAULT_HARDWARE, DEFAULT_SEQ_LEN = "h100_sxm", 4096
@@ -80,6 +81,7 @@ def _of_config(options: Namespace) -> dict[str, Any]:
         mfu=mfu,
         mfu_source=None if mfu is None else "config" if options.mfu is None else "--mfu",
         region=cost.region,
+        optimizer_bytes=state_bytes(config.optim),
         shards=parameter_shards(config.model, seq_len, mesh),
         tokens_per_device=max(1, rows) * seq_len,
     )
