@@ -11,6 +11,7 @@ from moejax.interop.hf import config_from_hf
 from moejax.models import ModelConfig
 from moejax.models.presets import PRESETS
 from moejax.training import run_config
+from moejax.training.optimizers import state_bytes
 from moejax.training.prepare import parameter_shards
 
 DEFAULT_HARDWARE, DEFAULT_SEQ_LEN = "h100_sxm", 4096
@@ -90,6 +91,7 @@ def _of_config(options: Namespace) -> dict[str, Any]:
         mfu=mfu,
         mfu_source=None if mfu is None else "config" if options.mfu is None else "--mfu",
         region=cost.region,
+        optimizer_bytes=state_bytes(config.optim),
         shards=parameter_shards(config.model, seq_len, mesh),
         tokens_per_device=max(1, rows) * seq_len,
     )

@@ -18,7 +18,7 @@ from moejax.moe.choose import Choice, choose
 from moejax.moe.dispatch.capacity import LEAKING_POLICIES
 from moejax.moe.exchange import BATCH_AXES, local_sizes
 from moejax.parallel import MeshConfig, check_fits, make_mesh
-from moejax.training.optimizers import learning_rate, make_optimizer
+from moejax.training.optimizers import learning_rate, make_optimizer, state_bytes
 from moejax.training.run_config import RunConfig
 
 EPOCHS_WITHOUT_WARNING = 4.0
@@ -152,7 +152,9 @@ def grouped_products(
     )
     width = moe.d_expert // jax.sharding.get_abstract_mesh().shape["tensor"]
     layer = Layer(tokens, moe.latent_dim or model.d_model, width, experts, choices)
-    return describe(layer, compute_dtype(model.dtype).name)
+    # What FP8 holds is multiplied in float32.
+    dtype = "float32" if model.precision == "fp8" else compute_dtype(model.dtype).name
+    return describe(layer, dtype)
 
 
 def make_billing(config: RunConfig, mesh: jax.sharding.Mesh) -> Billing:
@@ -195,6 +197,7 @@ def plan_run(setup: Setup) -> dict:
         region=config.cost.region,
         peak_flops=billing.peak_flops,
         peak_source=billing.peak_source,
+        optimizer_bytes=state_bytes(config.optim),
         shards=parameter_shards(config.model, config.train.seq_len, config.mesh),
         tokens_per_device=max(1, rows // spread) * config.train.seq_len,
     )
@@ -238,6 +241,16 @@ def back_end_lines(
     for name, product in (products or {}).items():
         lines.append(f"  {name:<26}{product['backend']} ({product['why']})")
     return lines + [f"warning: {text}" for text in leaks(moe, choice)]
+
+
+def precision_lines(model: ModelConfig) -> list[str]:
+    """How low-precision products are computed; nothing where they are ``native``."""
+    if model.precision == "native":
+        return []
+    return [
+        "precision   fp8: DeepSeek-V3's recipe simulated in float32 (attention's projections, "
+        "dense layers, experts); no product runs on FP8 hardware"
+    ]
 
 
 def leaks(moe: MoEConfig | None, choice: Choice | None) -> list[str]:
