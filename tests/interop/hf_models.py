@@ -211,13 +211,15 @@ class Deepseek(hf.LlamaForCausalLM):
     method does with scale 1.
     """
 
-    def __init__(self, config, first=1):
+    def __init__(self, config, experts, width, first=1):
         from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Moe
 
         super().__init__(config)
-        fields = dict(MLA, hidden_size=config.hidden_size, topk_method="greedy", n_group=1,
-                      topk_group=1, routed_scaling_factor=1.0, num_attention_heads=4)  # fmt: skip
-        self.moe = hf.DeepseekV2Config(**fields)
+        self.moe = hf.DeepseekV2Config(
+            **{**MLA, "n_routed_experts": experts, "moe_intermediate_size": width},
+            hidden_size=config.hidden_size, topk_method="greedy", n_group=1, topk_group=1,
+            routed_scaling_factor=1.0, num_attention_heads=4,
+        )  # fmt: skip
         self.moe._experts_implementation = "eager"
         for layer in self.model.layers[first:]:
             layer.mlp = DeepseekV2Moe(self.moe)
@@ -230,8 +232,9 @@ class Deepseek(hf.LlamaForCausalLM):
         config = {name: getattr(self.config, name) for name in kept}
         config |= dict(
             model_type="deepseek", architectures=["DeepseekForCausalLM"], scoring_func="softmax",
-            rope_theta=100.0, rope_scaling=None, n_routed_experts=8, n_shared_experts=2,
-            num_experts_per_tok=2, moe_intermediate_size=10, moe_layer_freq=1,
+            rope_theta=100.0, rope_scaling=None, n_routed_experts=self.moe.n_routed_experts,
+            n_shared_experts=2, num_experts_per_tok=2, moe_layer_freq=1,
+            moe_intermediate_size=self.moe.moe_intermediate_size,
             first_k_dense_replace=1, norm_topk_prob=False, aux_loss_alpha=0.001, seq_aux=True,
             torch_dtype="float32", auto_map={"AutoModel": "modeling_deepseek.DeepseekModel"},
         )  # fmt: skip
@@ -258,7 +261,7 @@ class Deepseek(hf.LlamaForCausalLM):
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
-def make_deepseek():
+def make_deepseek(experts=8, width=10, **changes):
     """A random model of DeepSeekMoE-16B's form."""
-    fields = {**SHARED, "num_key_value_heads": 4, "rope_parameters": PLAIN}
-    return fill(Deepseek(hf.LlamaConfig(intermediate_size=22, **fields)))
+    fields = {**SHARED, "num_key_value_heads": 4, "rope_parameters": PLAIN, "intermediate_size": 22}
+    return fill(Deepseek(hf.LlamaConfig(**{**fields, **changes}), experts, width))

@@ -43,8 +43,13 @@ class Loaded:
     def run(self):
         return jax.jit(Transformer(self.config).apply)
 
-    def logits(self, variables, ids, *inputs):
-        return self.run(variables, jnp.asarray(np.asarray(ids, np.int32)), *inputs).logits
+    def logits(self, variables, ids, mask=None, positions=None):
+        """Logits by one compiled program, whether there is padding or not."""
+        as_int = lambda values: jnp.asarray(np.asarray(values), jnp.int32)
+        mask = torch.ones_like(ids) if mask is None else mask
+        if positions is None:
+            positions = torch.arange(ids.shape[1]).expand_as(ids)
+        return self.run(variables, as_int(ids), as_int(mask), as_int(positions)).logits
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +85,7 @@ def test_padding_on_both_sides(case, loaded):
         wanted = one.model(
             ids * mask, attention_mask=mask, position_ids=positions, use_cache=False
         ).logits.numpy()
-    as_int = lambda values: jnp.asarray(values.numpy(), jnp.int32)
-    got = np.asarray(one.logits(one.variables, ids * mask, as_int(mask), as_int(positions)))
+    got = np.asarray(one.logits(one.variables, ids * mask, mask, positions))
     kept = mask.numpy().astype(bool)
     assert tiny.relative_error(got[kept], wanted[kept]) < 2e-5
 
@@ -141,8 +145,9 @@ def test_gradients(case, loaded, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", FIRST)
 def test_cached_decoding_is_the_full_pass(case, loaded):
-    one, ids = loaded(case), jnp.asarray(hf_models.tokens().numpy(), jnp.int32)
+    one, ids = loaded(case), hf_models.tokens()
     whole = one.logits(one.variables, ids)
+    ids = jnp.asarray(ids.numpy(), jnp.int32)
     step = jax.jit(
         lambda tokens, cache: Transformer(one.config).apply(one.variables, tokens, cache=cache)
     )
