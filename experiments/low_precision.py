@@ -54,12 +54,16 @@ def losses(run: pathlib.Path) -> np.ndarray:
     return np.array([line["loss"] for line in lines if "loss" in line])
 
 
-def compare(folder: pathlib.Path) -> list[str]:
-    """A line a seed: both losses, and the relative error of FP8's."""
+def compare(folder: pathlib.Path, other: str = "fp8") -> list[str]:
+    """A line a seed: the losses of ``native-SEED`` and ``other-SEED``, and their relative error.
+
+    That is of the mean training loss of the last 50 steps, of the held-out loss, and, without its
+    sign, of the training loss of each step, on average.
+    """
     rows = []
     for native in sorted(folder.glob("native-*")):
         seed = native.name.removeprefix("native-")
-        pair = native, folder / f"fp8-{seed}"
+        pair = native, folder / f"{other}-{seed}"
         last = [losses(run)[-LAST_STEPS:].mean() for run in pair]
         held_out = [json.loads((run / "summary.json").read_text())["val_loss"] for run in pair]
         steps = np.abs(losses(pair[1]) / losses(pair[0]) - 1)
@@ -73,4 +77,4 @@ def compare(folder: pathlib.Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join(compare(pathlib.Path(sys.argv[1]))))
+    print("\n".join(compare(pathlib.Path(sys.argv[1]), *sys.argv[2:])))

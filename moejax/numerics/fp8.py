@@ -45,7 +45,7 @@ def quantize(values: Float[Array, "..."], tile: tuple[int, ...]) -> Float[Array,
         stays zeros; one with a number that is not finite holds no promise for its others.
     """
     wide = values.astype(jnp.float32)
-    sides = [min(side, size) for side, size in zip(tile, values.shape, strict=True)]
+    sides = [max(1, min(side, size)) for side, size in zip(tile, values.shape, strict=True)]
     short = [-size % side for side, size in zip(sides, values.shape, strict=True)]
     if any(short):
         wide = jnp.pad(wide, [(0, n) for n in short])
@@ -76,9 +76,9 @@ def straight_through(values: Float[Array, "..."], tile: tuple[int, ...]) -> Floa
     return quantize(values, tile)
 
 
-# The empty slice carries the type of what was quantised.
+# The empty array carries the type of what was quantised.
 straight_through.defvjp(
-    lambda values, tile: (quantize(values, tile), values.ravel()[:0]),
+    lambda values, tile: (quantize(values, tile), jnp.zeros(0, values.dtype)),
     lambda tile, like, gradient: (gradient.astype(like.dtype),),
 )
 
@@ -116,7 +116,7 @@ def held_matmul(
 
 def _forward(x, held):
     kept = by_row(x)
-    return _dot(kept, held, ((x.ndim - 1,), (0,))), (kept, held, x.ravel()[:0])
+    return _dot(kept, held, ((x.ndim - 1,), (0,))), (kept, held, jnp.zeros(0, x.dtype))
 
 
 def _backward(saved, d_y):

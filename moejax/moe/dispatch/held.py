@@ -58,7 +58,7 @@ class Held(NamedTuple):
         place = jnp.where(there, at, size).reshape(-1)
         empty = jnp.zeros((size, values.shape[-1]), kept.dtype)
         kept = kept.reshape(len(place), -1)
-        return empty.at[place].set(kept, mode="drop", unique_indices=False), None
+        return empty.at[place].set(kept, mode="drop"), None
 
     def exactly(self) -> contextlib.AbstractContextManager:
         """Products of what FP8 holds are products of float32, in full."""
