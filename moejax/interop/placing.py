@@ -15,6 +15,7 @@ from jaxtyping import Shaped
 
 from moejax.interop.quantized import Tensor
 from moejax.interop.tables import Piece
+from moejax.interop.tensors import copy
 
 ALIGNMENT = 64
 
@@ -72,13 +73,10 @@ class _Part:
     Attributes:
       bounds: first and last index of every axis.
       buffer: its values.
-      bits: the same memory as integers of that width: moving them is faster than moving numbers of
-        a type that NumPy does not know.
     """
 
     bounds: tuple[slice, ...]
     buffer: Shaped[np.ndarray, "..."]
-    bits: Shaped[np.ndarray, "..."]
 
     @classmethod
     def make(cls, bounds: tuple[slice, ...], dtype: np.dtype) -> "_Part":
@@ -86,8 +84,7 @@ class _Part:
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         room = np.empty(size + ALIGNMENT, np.uint8)
         start = -room.ctypes.data % ALIGNMENT
-        buffer = room[start : start + size].view(dtype).reshape(shape)
-        return cls(bounds, buffer, buffer.view(_bits(dtype)))
+        return cls(bounds, room[start : start + size].view(dtype).reshape(shape))
 
     def needs(self, piece: Piece) -> bool:
         """Whether some of the piece lies in this part."""
@@ -101,7 +98,8 @@ class _Part:
         pairs = list(zip(piece.index, self.bounds, strict=True))
         target = tuple(at if isinstance(at, slice) else at - part.start for at, part in pairs)
         source = tuple(part for at, part in pairs if isinstance(at, slice))
-        self.bits[target] = value[source].view(_bits(self.buffer.dtype))
+        # An integer index alone would give a number instead of a view of it.
+        copy(self.buffer[(*target, ...)], value[(*source, ...)])
 
 
 def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:
@@ -110,7 +108,3 @@ def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[slice, ..
 
 def _as(value: Shaped[np.ndarray, "..."], dtype: np.dtype) -> Shaped[np.ndarray, "..."]:
     return value if value.dtype == dtype else value.astype(dtype)
-
-
-def _bits(dtype: np.dtype) -> np.dtype:
-    return np.dtype(f"u{dtype.itemsize}")

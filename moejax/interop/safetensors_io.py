@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from moejax.config import UserError
 from moejax.interop.fields import read_json
+from moejax.interop.tensors import copy
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 AGAIN = "download or copy it again"
@@ -196,7 +197,12 @@ class ShardWriter:
         """Writes one tensor, in the type that was announced for it."""
         handle, dtype, shape, offset = self._places.pop(name)
         assert array.shape == shape, (name, array.shape, shape)
-        array = np.ascontiguousarray(array if array.dtype == dtype else array.astype(dtype))
+        if array.dtype != dtype:
+            array = array.astype(dtype)
+        if not array.flags.c_contiguous:
+            moved = np.empty(shape, dtype)
+            copy(moved, array)
+            array = moved
         _write_at(handle, memoryview(array.reshape(-1).view(np.uint8)), offset)
 
     def finish(self) -> None:

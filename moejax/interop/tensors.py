@@ -101,9 +101,26 @@ class Axes:
         return ours.reshape(shape)
 
 
+STRIP = 16
+
 SAME = Axes()
 LINEAR = Linear()
 VECTOR = Vector()
+
+
+def copy(target: Shaped[np.ndarray, "*s"], source: Shaped[np.ndarray, "*s"]) -> None:
+    """target[...] = source, of one type; by narrow strips where the source is transposed.
+
+    NumPy walks a transposed matrix row by row and misses the cache at every number. Strips of the
+    last axis are 2 to 6 times as fast.
+    """
+    bits = np.dtype(f"u{target.dtype.itemsize}")  # NumPy is slow with types that it does not know
+    target, source = target.view(bits), source.view(bits)
+    if source.ndim < 2 or source.strides[-1] == min(source.strides):
+        target[...] = source
+        return
+    for start in range(0, source.shape[-1], STRIP):
+        target[..., start : start + STRIP] = source[..., start : start + STRIP]
 
 
 def halves(array: Shaped[np.ndarray, "*s d"], turned: int) -> Shaped[np.ndarray, "*s d"]:
