@@ -139,11 +139,12 @@ def measure(
       history: of all checkpoints.
 
     Returns:
-      ``router``, ``num_experts``, ``top_k``, ``layers`` (numbers of the MoE layers in the model),
-      ``tokens``, ``batches`` and ``loss`` (nats per target); ``by_layer``, lists by measure;
-      ``load`` and ``gate_mass`` (shares by layer and expert); ``coactivation`` (layer, expert,
-      expert); ``saturation``, ``flip_rate``, ``domains``, ``vocabulary`` and
-      ``masked_best_experts``, each None where it cannot be measured, and ``left_out``, the reasons.
+      ``router``, ``num_experts``, ``top_k``, ``layers`` (numbers of the MoE layers in the model,
+      MTP modules' after the others), ``tokens``, ``batches`` and ``loss`` (nats per target);
+      ``by_layer``, lists by measure; ``load`` and ``gate_mass`` (shares by layer and expert);
+      ``coactivation`` (layer, expert, expert); ``saturation``, ``flip_rate``, ``domains``,
+      ``vocabulary`` and ``masked_best_experts``, each None where it cannot be measured, and
+      ``left_out``, the reasons.
     """
     moe, left_out = config.moe, {}
     by_layer = load_measures(seen)
@@ -170,8 +171,9 @@ def measure(
 
 
 def moe_layers(config: ModelConfig) -> list[int]:
-    """Numbers of the MoE layers among all layers, from 0."""
+    """Numbers of the MoE layers among all layers, from 0; MTP modules' follow the model's."""
     kinds = [kind for part, repeats in config.layout for kind in part * repeats]
+    kinds += [config.mtp_kind] * config.mtp_depth
     return [i for i, kind in enumerate(kinds) if is_moe(kind)]
 
 
@@ -228,10 +230,12 @@ def _norms(gradients: dict[tuple[str, ...], np.ndarray]) -> Float[np.ndarray, " 
 def _redundancy(config, params, sample) -> list[float]:
     """Of each MoE layer; the experts' outputs are computed layer by layer."""
     layers = []
-    for i, (kinds, repeats) in enumerate(config.layout):
+    parts = [(f"segment_{i}", *segment) for i, segment in enumerate(config.layout)]
+    parts += [(f"mtp_{k}_layer", (config.mtp_kind,), 1) for k in range(config.mtp_depth)]
+    for part, kinds, repeats in parts:
         moe = [f"layer_{j}" for j, kind in enumerate(kinds) if is_moe(kind)]
         layers += [
-            jax.tree.map(lambda leaf, n=n: leaf[n], params[f"segment_{i}"][name]["moe"])
+            jax.tree.map(lambda leaf, n=n: leaf[n], params[part][name]["moe"])
             for n in range(repeats) for name in moe
         ]  # fmt: skip
     outputs = (probe.expert_outputs(config, p, x) for p, x in zip(layers, sample, strict=True))

@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from moejax.models import ModelConfig, Transformer
 from moejax.models.layers import compute_dtype
-from moejax.moe.experts import Experts, apply_batched
+from moejax.moe.experts import apply_batched, held_experts
+from moejax.moe.layer import MoELayer
 from moejax.moe.routers import Router, Routing
 from moejax.moe.routers.rows import GatheredRows, TokenRows
 from moejax.parallel import axis_rules
@@ -57,6 +58,8 @@ def observe(
 ) -> Observation:
     """Runs a model over a batch as in use (``train=False``) and records its routing.
 
+    MTP modules run too, on the text itself; their layers are among the others.
+
     Args:
       config: the model's config.
       variables: its parameters and router state.
@@ -68,9 +71,10 @@ def observe(
         method == "__call__" and (isinstance(module, Router) or module.name == "ffn_norm")
     )
     with axis_rules(), masking(masked):
-        output, captured = Transformer(config).apply(
-            variables, batch["tokens"], batch["segment_ids"], batch["positions"],
-            method=Transformer.encode, capture_intermediates=wanted, mutable=["intermediates"],
+        (output, _), captured = Transformer(config).apply(
+            variables, batch["tokens"], batch["targets"], batch["segment_ids"],
+            batch["positions"], method=Transformer.encode_ahead, capture_intermediates=wanted,
+            mutable=["intermediates"],
         )  # fmt: skip
     params = variables["params"]
     head = params["embedding"].T if config.tie_embeddings else params["head"]
@@ -214,7 +218,8 @@ def router_gradients(
       config: the model's config.
       variables: its parameters and router state.
       batch: as for ``observe``.
-      weights: of the mean cross-entropy, and of the sum of the auxiliary losses.
+      weights: of the mean cross-entropy, to which that of MTP modules is added in full, and of the
+        sum of the auxiliary losses.
 
     Returns:
       By path, segment and layer first; empty where routers have no parameters.
@@ -226,9 +231,11 @@ def router_gradients(
         params = traverse_util.unflatten_dict({**flat, **routers})
         out = Transformer(config).apply(
             {**variables, "params": params}, batch["tokens"], batch["targets"],
-            batch["segment_ids"], batch["positions"], method=Transformer.loss,
+            batch["segment_ids"], batch["positions"], mtp=True, method=Transformer.loss,
         )  # fmt: skip
-        return weights[0] * out.nll / jnp.maximum(out.targets, 1) + weights[1] * out.aux_loss
+        loss = out.nll / jnp.maximum(out.targets, 1)
+        loss = loss if out.mtp is None else loss + out.mtp.loss
+        return weights[0] * loss + weights[1] * out.aux_loss
 
     with axis_rules():
         return jax.grad(objective)(routers)
@@ -247,13 +254,16 @@ def expert_outputs(
         experts' input is not applied.
     """
     moe, dtype = config.moe, compute_dtype(config.dtype)
-    width = moe.latent_dim or x.shape[-1]
-    experts = Experts(moe.num_experts, moe.d_expert, gate_rank=moe.gate_rank)
-    weights, _ = experts.apply({"params": layer["experts"]}, width, dtype)
+    width, low = moe.latent_dim or x.shape[-1], config.precision == "fp8"
+    experts = MoELayer.make_experts(moe)
+    held = {"params": layer["experts"]}
+    weights, _ = experts.apply(held, width, jnp.dtype("float32") if low else dtype)
+    weights = held_experts(weights) if low else weights
     rows = x.astype(dtype)
     if moe.latent_dim:
         rows = rows @ layer["latent_in"].astype(dtype)
-    outputs = apply_batched(weights, jnp.broadcast_to(rows, (moe.num_experts, *rows.shape)))
+    each = jnp.broadcast_to(rows, (moe.num_experts, *rows.shape))
+    outputs = apply_batched(weights, each, jnp.ones((*each.shape[:2], 1), dtype))
     if moe.latent_dim:
         outputs = outputs @ layer["latent_out"].astype(dtype)
     return outputs.astype(jnp.float32)

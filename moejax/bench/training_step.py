@@ -14,7 +14,7 @@ from moejax.moe.diagnostics import stack_layers
 from moejax.parallel import MeshConfig, axis_rules, make_mesh
 from moejax.training.optimizers import OptimConfig, learning_rate, make_optimizer
 from moejax.training.state import TrainState
-from moejax.training.step import Batch, make_train_step
+from moejax.training.step import MTP_WEIGHT, Batch, make_train_step
 
 Tree = Any
 
@@ -137,10 +137,11 @@ def _forward_backward(config: ModelConfig, params, router_state, batch: Batch):
         with axis_rules():
             out = Transformer(config).apply(
                 {"params": params, "router_state": router_state}, part.tokens, part.targets,
-                part.segment_ids, part.positions, train=True, method=Transformer.loss,
-                rngs={"router": jax.random.key(0)},
+                part.segment_ids, part.positions, train=True, mtp=True,
+                method=Transformer.loss, rngs={"router": jax.random.key(0)},
             )  # fmt: skip
-        return out.nll / out.targets + out.aux_loss, out
+        loss = out.nll / out.targets + out.aux_loss
+        return loss if out.mtp is None else loss + MTP_WEIGHT * out.mtp.loss, out
 
     gradients, out = jax.grad(objective, has_aux=True)(params)
     return gradients, (out.nll / out.targets, out.router_stats)

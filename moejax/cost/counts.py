@@ -3,14 +3,19 @@
 FLOPs follow one convention throughout, the one that reproduces published figures: forward = 2 x the
 matrix-product parameters that a token really passes, plus causal attention, in which a query sees
 half of the sequence on average; training = 3 x forward. The head counts (when tied, too), the
-embedding look-up does not. Not counted: rematerialisation, padding, dropped capacity, optimizer.
+embedding look-up does not; nor do biases, norms and sinks, which are no matrix products. MTP
+modules count where the config has them (``model.mtp_depth``): a source that leaves them out is
+compared with depth 0. Not counted: rematerialisation, padding, dropped capacity, optimizer.
 """
 
+import collections
 import dataclasses
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 from moejax.config import check
-from moejax.models.model_config import ModelConfig
+from moejax.cost.attention_counts import all_keys, attention_counts, mean_keys
+from moejax.models.model_config import ModelConfig, has_window, is_moe
 
 COMPONENTS = (
     "attention_projections",
@@ -27,6 +32,9 @@ COMPONENTS = (
 CACHE_BYTES = 2  # BF16
 TRAIN_OVER_FORWARD = 3  # the backward pass costs twice the forward
 
+# Keys that a query sees, from the length of a sequence and the layer's window.
+Keys = Callable[[int, int], float]
+
 
 @dataclasses.dataclass(frozen=True)
 class Component:
@@ -34,14 +42,21 @@ class Component:
 
     Attributes:
       params: parameters held.
-      active: of these, the ones that a token passes (rounded where a router's expected number of
-        experts is no integer).
-      forward: FLOPs per token of a forward pass, causal attention halved.
+      active: of these, the ones that a token passes; no integer where a router's expected number
+        of experts is none.
+      forward: FLOPs per token of a forward pass.
     """
 
     params: int = 0
-    active: int = 0
+    active: float = 0
     forward: float = 0.0
+
+    def times(self, layers: int) -> "Component":
+        """The same in so many layers."""
+        return Component(layers * self.params, layers * self.active, layers * self.forward)
+
+
+Parts = dict[str, Component]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +81,8 @@ class Params:
 
     Attributes:
       total: every parameter once (a tied matrix once), without MTP modules.
-      active: those that a token passes.
-      mtp: parameters of multi-token-prediction modules.
+      active: those that a token passes, without MTP modules.
+      mtp: parameters of multi-token-prediction modules that they do not share with the model.
       by_component: parameters held; the values add up to ``total`` + ``mtp``.
       active_by_component: parameters passed; the values add up to ``active.with_embeddings``.
     """
@@ -85,8 +100,10 @@ class FlopsPerToken:
 
     Attributes:
       train: three times ``forward``.
-      forward: forward pass with causal attention, s/2 keys a query.
-      train_full_attention: ``train`` of a source that counts all s keys (6N + 12·L·H·hd·s).
+      forward: forward pass as in training, MTP modules included, with causal attention: s/2 keys a
+        query, fewer in layers with a window.
+      train_full_attention: ``train`` of a source that counts all s keys (6N + 12·L·H·hd·s), or the
+        whole window.
       by_component: parts of ``forward``.
     """
 
@@ -131,12 +148,11 @@ def count(model_config: ModelConfig, seq_len: int) -> Counts:
       ConfigError: a sequence length that is not above zero.
     """
     check(seq_len > 0, "train.seq_len", seq_len, "must be above zero")
-    parts = {name: Component() for name in COMPONENTS}
-    parts |= _attention(model_config, seq_len) | _feed_forward(model_config)
-    parts |= _around_the_layers(model_config)
-    assert parts.keys() == set(COMPONENTS)
-    forward = sum(part.forward for part in parts.values())
-    full = forward + parts["attention_scores"].forward
+    parts = _parts(model_config, seq_len, mean_keys)
+    forward, full = (
+        sum(part.forward for part in found.values())
+        for found in (parts, _parts(model_config, seq_len, all_keys))
+    )
     return Counts(
         params=_params(parts),
         flops_per_token=FlopsPerToken(
@@ -151,13 +167,17 @@ def count(model_config: ModelConfig, seq_len: int) -> Counts:
 
 
 def kv_cache_bytes_per_token(model_config: ModelConfig) -> int:
-    """Bytes of cache that one token adds: a BF16 key and value for each KV head and layer."""
-    attention = model_config.attention
-    return 2 * attention.kv_heads * model_config.head_dim * CACHE_BYTES * model_config.num_layers
+    """Bytes of cache that one token adds, in BF16.
+
+    For each layer, the key and value of each KV head; with MLA, the latent and the turned key that
+    all heads share. Layers with a window are counted like the others, though their bytes can go
+    once the window has passed; MTP modules are not counted.
+    """
+    return attention_counts(model_config).cache_values * CACHE_BYTES * model_config.num_layers
 
 
-def _params(parts: dict[str, Component]) -> Params:
-    active = {name: part.active for name, part in parts.items()}
+def _params(parts: Parts) -> Params:
+    active = {name: round(part.active) for name, part in parts.items()}
     everything = sum(active.values())
     # A tied matrix is filed under "head", where it multiplies, so the embedding's part is then 0.
     with_head = everything - active["embedding"]
@@ -170,85 +190,134 @@ def _params(parts: dict[str, Component]) -> Params:
     )
 
 
-def _attention(c: ModelConfig, seq_len: int) -> dict[str, Component]:
-    """Projections (q, k, v, o; no biases), and scores with their weighted sum of values."""
-    heads, kv_heads, width = c.attention.num_heads, c.attention.kv_heads, c.head_dim
-    projections = c.num_layers * c.d_model * width * (2 * heads + 2 * kv_heads)
-    # 2 FLOPs x s/2 keys x H heads x (hd of the scores + hd of the values)
-    scores = float(c.num_layers * seq_len * heads * (width + width))
+def _parts(c: ModelConfig, seq_len: int, keys: Keys) -> Parts:
+    """Every component, with the keys that a query sees counted by ``keys``."""
+    kinds = collections.Counter()
+    for pattern, repeats in c.layout:
+        for kind in pattern:
+            kinds[kind] += repeats
+    parts = {name: Component() for name in COMPONENTS}
+    for kind, layers in kinds.items():
+        for name, part in _layer(c, kind, seq_len, keys).items():
+            parts[name] = _sum([parts[name], part.times(layers)])
+    matrix = c.vocab_size * c.d_model
+    embedding = 0 if c.tie_embeddings else matrix
+    parts["norms"] = _sum([parts["norms"], Component(c.d_model, c.d_model)])
+    parts["embedding"] = Component(embedding, embedding)
+    parts["head"] = _passed(matrix)
+    parts["mtp"] = _mtp_module(c, seq_len, keys).times(c.mtp_depth)
+    assert parts.keys() == set(COMPONENTS)
+    return parts
+
+
+def _layer(c: ModelConfig, kind: str, seq_len: int, keys: Keys) -> Parts:
+    """One layer: attention with its two norms and those inside it, and the feed-forward."""
+    attention = attention_counts(c)
+    window = c.attention.window if has_window(kind) else 0
+    norms = 2 * c.d_model + attention.norms
+    projections = _passed(attention.matrices, vectors=attention.vectors)
+    scores = Component(forward=2.0 * keys(seq_len, window) * attention.score_width)
     return {
-        "attention_projections": _passed(projections),
-        "attention_scores": Component(forward=scores),
-    }
+        "attention_projections": projections,
+        "attention_scores": scores,
+        "norms": Component(norms, norms),
+    } | (_moe(c) if is_moe(kind) else {"dense_ffn": _passed(_swiglu(c.d_model, c.dense_width))})
 
 
-def _feed_forward(c: ModelConfig) -> dict[str, Component]:
-    """SwiGLU of dense layers; router, routed and shared experts of MoE layers."""
-    dense = c.layers("dense") * swiglu_params(c.d_model, c.dense_width)
-    moe, layers = c.moe, c.layers("moe")
-    if moe is None or not layers:
-        return {"dense_ffn": _passed(dense)}
+def _moe(c: ModelConfig) -> Parts:
+    """Router, routed and shared experts of an MoE layer."""
+    moe = c.moe
     router = moe.router.counts(c.d_model, moe.num_experts, moe.top_k)
     flops = router.flops_per_token
     if moe.router.needs_gate_rank:  # scored by every expert's first low-rank activation
         flops += 2.0 * moe.num_experts * (moe.latent_dim or c.d_model) * moe.gate_rank
-    held, passed = expert_params(c)
-    routed = layers * router.expected_experts * passed
+    expert = expert_params(c)
     # The matrices between the model's width and the experts' own, which every token passes.
-    latent = layers * 2 * c.d_model * moe.latent_dim
-    shared = swiglu_params(c.d_model, moe.num_shared_experts * moe.d_expert)
+    latent = 2 * c.d_model * moe.latent_dim
+    shared = _swiglu(c.d_model, moe.num_shared_experts * moe.d_expert)
     shared += c.d_model if moe.shared_gate else 0
     return {
-        "dense_ffn": _passed(dense),
-        "router": Component(
-            layers * router.params, layers * router.params, layers * flops
-        ),
+        "router": Component(router.params, router.params, flops),
         "routed_experts": Component(
-            layers * moe.num_experts * held + latent,
-            round(routed) + latent,
-            2.0 * (routed + latent),
+            moe.num_experts * expert.held + latent,
+            router.expected_experts * (expert.multiplied + expert.bias) + latent,
+            2.0 * (router.expected_experts * expert.multiplied + latent),
         ),
-        "shared_experts": _passed(layers * shared),
-    }  # fmt: skip
+        "shared_experts": _passed(shared),
+    }
 
 
-def expert_params(c: ModelConfig) -> tuple[int, int]:
-    """Parameters that a routed expert holds, and those of the matrices that a token multiplies.
+def _mtp_module(c: ModelConfig, seq_len: int, keys: Keys) -> Component:
+    """One multi-token-prediction module (DeepSeek-V3, arXiv 2412.19437, section 2.2).
 
-    They differ where the gate projection is kept as two factors (``moe.gate_rank``), which are
-    multiplied out once a step.
+    Parameters are those that it does not share: a layer of the last layer's kind, the projection
+    of the normalised embedding and hidden state, three norms. Its FLOPs include its own pass
+    through the shared head, as if it saw as many positions as the model. A token of the model
+    itself does not pass it, so no parameter of it is active.
     """
+    layer = _sum(_layer(c, c.mtp_kind, seq_len, keys).values())
+    projection = 2 * c.d_model * c.d_model
+    return Component(
+        layer.params + projection + 3 * c.d_model,
+        0,
+        layer.forward + 2.0 * (projection + c.vocab_size * c.d_model),
+    )
+
+
+class ExpertParams(NamedTuple):
+    """Parameters of a routed expert: held, of the matrices that a token multiplies, of its biases.
+
+    The first is not the sum of the others where the gate projection is kept as two factors
+    (``moe.gate_rank``), which are multiplied out once a step.
+    """
+
+    held: int
+    multiplied: int
+    bias: int
+
+
+def expert_params(c: ModelConfig) -> ExpertParams:
+    """Parameters of one routed expert of a model with MoE layers."""
     moe = c.moe
     width = moe.latent_dim or c.d_model
-    passed = swiglu_params(width, moe.d_expert)
-    if not moe.gate_rank:
-        return passed, passed
-    gate = moe.gate_rank * (width + moe.d_expert)
-    return passed - width * moe.d_expert + gate, passed
+    multiplied = _swiglu(width, moe.d_expert)
+    bias = 2 * moe.d_expert + width if moe.expert_bias else 0
+    gate = width * moe.d_expert
+    factors = moe.gate_rank * (width + moe.d_expert) if moe.gate_rank else gate
+    return ExpertParams(multiplied - gate + factors + bias, multiplied, bias)
+
+
+def routed_layers(c: ModelConfig) -> int:
+    """MoE layers that a token passes in training, those of MTP modules included."""
+    return c.layers("moe") + c.mtp_depth * is_moe(c.mtp_kind)
+
+
+def routed_params(c: ModelConfig) -> int:
+    """Parameters of all routed experts, those of MTP modules included."""
+    if c.moe is None:
+        return 0
+    return routed_layers(c) * c.moe.num_experts * expert_params(c).held
 
 
 def assignment_flops(c: ModelConfig) -> float:
     """Training FLOPs of one token in one routed expert: what a run is billed where they vary."""
-    return 0.0 if c.moe is None else TRAIN_OVER_FORWARD * 2.0 * expert_params(c)[1]
+    return 0.0 if c.moe is None else TRAIN_OVER_FORWARD * 2.0 * expert_params(c).multiplied
 
 
-def _around_the_layers(c: ModelConfig) -> dict[str, Component]:
-    """Norms (two a layer and a final one), embedding and head."""
-    norms = (2 * c.num_layers + 1) * c.d_model
-    matrix = c.vocab_size * c.d_model
-    embedding = 0 if c.tie_embeddings else matrix
-    return {
-        "norms": Component(norms, norms),
-        "embedding": Component(embedding, embedding),
-        "head": _passed(matrix),
-    }
-
-
-def swiglu_params(d_model: int, width: int) -> int:
+def _swiglu(d_model: int, width: int) -> int:
     """Parameters of a SwiGLU: gate, up and down projections."""
     return 3 * d_model * width
 
 
-def _passed(params: int) -> Component:
-    """Matrices that every token passes."""
-    return Component(params, params, 2.0 * params)
+def _passed(matrices: int, vectors: int = 0) -> Component:
+    """Matrices that every token multiplies, and vectors that it only adds."""
+    return Component(matrices + vectors, matrices + vectors, 2.0 * matrices)
+
+
+def _sum(parts: Iterable[Component]) -> Component:
+    parts = list(parts)
+    return Component(
+        sum(part.params for part in parts),
+        sum(part.active for part in parts),
+        sum(part.forward for part in parts),
+    )

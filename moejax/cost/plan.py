@@ -5,6 +5,7 @@ from typing import Any
 from moejax.config import check
 from moejax.cost import counts, energy, prices, text
 from moejax.cost import hardware as chips
+from moejax.cost.attention_counts import attention_counts
 from moejax.cost.prices import Price
 from moejax.models.model_config import ModelConfig
 
@@ -189,12 +190,16 @@ def memory_parts(
     c = model_config
     on_cpu = c.dtype == "auto" and hardware == "cpu"
     item = 4 if on_cpu or c.dtype == "float32" else 2
-    widths = c.layers("dense") * _kept_width(c, c.dense_width)
+    sparse = counts.routed_layers(c)
+    widths = (c.num_layers + c.mtp_depth - sparse) * _kept_width(c, c.dense_width)
     if c.moe is not None:
         width = (c.moe.top_k + c.moe.num_shared_experts) * c.moe.d_expert
-        widths += c.layers("moe") * (_kept_width(c, width) + c.moe.num_experts)
-    loss_share = min(1.0, c.loss_chunk / tokens_per_device) if c.loss_chunk else 1.0
+        widths += sparse * (_kept_width(c, width) + c.moe.num_experts)
+    widths += c.mtp_depth * 4 * c.d_model  # normalised and joined inputs of the modules
     # FP32 logits and their gradient, of as many positions as the loss keeps at once
+    loss_share = 1.0 + c.mtp_depth
+    if c.loss_chunk:
+        loss_share = min(1.0, c.loss_chunk / tokens_per_device)
     logits = 2 * 4 * c.vocab_size * loss_share
     return {
         "weights": 4 * params / shards,
@@ -208,8 +213,8 @@ def _kept_width(c: ModelConfig, ffn_width: int) -> int:
     """Values that one layer keeps of each token for the backward pass."""
     if c.remat == "full":
         return c.d_model  # the layer's input
-    qkvo = c.head_dim * (2 * c.attention.num_heads + 2 * c.attention.kv_heads)
-    products = c.d_model + qkvo + c.d_model + 2 * ffn_width + c.d_model
+    inner = attention_counts(c).outputs
+    products = c.d_model + inner + c.d_model + 2 * ffn_width + c.d_model
     if c.remat == "dots":
         return products
     return products + 2 * c.d_model + c.head_dim * c.attention.num_heads + 2 * ffn_width

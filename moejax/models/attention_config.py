@@ -59,8 +59,8 @@ class RopeConfig:
             f"has to be set for scaling {self.scaling}: the positions of pre-training's context",
         )  # fmt: skip
         check(
-            self.beta_fast > self.beta_slow, f"{where}.beta_fast", self.beta_fast,
-            f"must be above {where}.beta_slow = {self.beta_slow}",
+            self.beta_fast >= self.beta_slow, f"{where}.beta_fast", self.beta_fast,
+            f"is below {where}.beta_slow = {self.beta_slow}; choose at least that",
         )  # fmt: skip
         check(
             self.high_frequency_factor > self.low_frequency_factor,

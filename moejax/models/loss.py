@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def chunked_cross_entropy(
     hidden: Float[Array, "B S D"],
     head: Float[Array, "D V"],
@@ -32,13 +31,44 @@ def chunked_cross_entropy(
     Returns:
       The weighted sum of negative log-likelihoods.
     """
+    return _cross_entropy(hidden, head, targets, weights, chunk, False)[0]
+
+
+def chunked_cross_entropy_and_guess(
+    hidden: Float[Array, "B S D"],
+    head: Float[Array, "D V"],
+    targets: Int[Array, "B S"],
+    weights: Float[Array, "B S"],
+    chunk: int = 0,
+) -> tuple[Float[Array, ""], Int[Array, "B S"]]:
+    """As ``chunked_cross_entropy``, and the likeliest token of every position, from one pass."""
+    return _cross_entropy(hidden, head, targets, weights, chunk, True)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _cross_entropy(hidden, head, targets, weights, chunk, guess):
+    """The sum, and where ``guess`` is set the likeliest tokens (else None)."""
 
     def add(total, part):
         rows, target, weight = part
-        return total + _weighted_nll(_logits(rows, head), target, weight)[0], None
+        logits = _logits(rows, head)
+        return total + _weighted_nll(logits, target, weight)[0], _guess(logits, guess)
 
     parts = _split(hidden, targets, weights, chunk)
-    return jax.lax.scan(add, jnp.zeros((), jnp.float32), parts)[0]
+    total, pieces = jax.lax.scan(add, jnp.zeros((), jnp.float32), parts)
+    return total, _join(pieces, hidden)
+
+
+def _guess(logits: Float[Array, "B c V"], guess: bool) -> Int[Array, "B c"] | None:
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32) if guess else None
+
+
+def _join(pieces, hidden):
+    """Chunks, stacked in front, end to end again and without the padding; None stays None."""
+    if pieces is None:
+        return None
+    rows, length = hidden.shape[:2]
+    return jnp.moveaxis(pieces, 0, 1).reshape(rows, -1, *pieces.shape[3:])[:, :length]
 
 
 def _split(hidden, targets, weights, chunk):
@@ -65,7 +95,7 @@ def _weighted_nll(logits, targets, weights):
     return jnp.sum(weights * (log_total - chosen)), log_total
 
 
-def _forward(hidden, head, targets, weights, chunk):
+def _forward(hidden, head, targets, weights, chunk, guess):
     def add(carry, part):
         total, d_head = carry
         rows, target, weight = part
@@ -76,19 +106,21 @@ def _forward(hidden, head, targets, weights, chunk):
         d_logits = (weight[..., None] * (softmax - one_hot)).astype(rows.dtype)
         d_rows = jnp.matmul(d_logits, head.astype(rows.dtype).T)
         d_head += jnp.einsum("bcd,bcv->dv", rows, d_logits, preferred_element_type=jnp.float32)
-        return (total + nll, d_head), d_rows
+        return (total + nll, d_head), (d_rows, _guess(logits, guess))
 
     start = (jnp.zeros((), jnp.float32), jnp.zeros(head.shape, jnp.float32))
-    (total, d_head), pieces = jax.lax.scan(add, start, _split(hidden, targets, weights, chunk))
-    d_hidden = jnp.moveaxis(pieces, 0, 1).reshape(hidden.shape[0], -1, hidden.shape[2])
-    return total, (d_hidden[:, : hidden.shape[1]], d_head.astype(head.dtype), weights)
+    parts = _split(hidden, targets, weights, chunk)
+    (total, d_head), (d_rows, guesses) = jax.lax.scan(add, start, parts)
+    saved = (_join(d_rows, hidden), d_head.astype(head.dtype), weights)
+    return (total, _join(guesses, hidden)), saved
 
 
-def _backward(chunk, saved, scale):
-    del chunk
+def _backward(chunk, guess, saved, cotangents):
+    del chunk, guess
     d_hidden, d_head, weights = saved
+    scale = cotangents[0]  # the guesses are integers and have none
     scaled = lambda gradient: gradient * scale.astype(gradient.dtype)
     return scaled(d_hidden), scaled(d_head), None, jnp.zeros_like(weights)
 
 
-chunked_cross_entropy.defvjp(_forward, _backward)
+_cross_entropy.defvjp(_forward, _backward)

@@ -162,6 +162,11 @@ class ModelConfig:
             return 4 * self.d_model
         return (self.moe.top_k + self.moe.num_shared_experts) * self.moe.d_expert
 
+    @property
+    def mtp_kind(self) -> str:
+        """Kind of the layer of every MTP module: that of the model's last layer."""
+        return self.layout[-1][0][-1]
+
     def layers(self, kind: str) -> int:
         """How many layers are ``dense`` or ``moe``, or have a ``window``; without MTP modules."""
         return sum(

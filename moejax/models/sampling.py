@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from moejax.models.cache import init_cache
 from moejax.models.model_config import ModelConfig
-from moejax.models.transformer import Transformer, init_cache
+from moejax.models.transformer import Transformer
 
 
 @functools.partial(jax.jit, static_argnames=("config", "length"))

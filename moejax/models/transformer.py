@@ -1,31 +1,18 @@
 """The decoder-only transformer: dense and MoE layers, scanned segment by segment."""
 
-from typing import Any
-
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from moejax.models.attention import (
-    GroupedQueryAttention,
-    KeyValueCache,
-    Masks,
-    attention_mask,
-    cached_mask,
-)
+from moejax.models.cache import Caches, make_masks
+from moejax.models.decoder import Carry, Stats, scanned
 from moejax.models.layers import RMSNorm, compute_dtype
-from moejax.models.loss import chunked_cross_entropy
-from moejax.models.mla import LatentCache, MultiHeadLatentAttention
-from moejax.models.model_config import ModelConfig, has_window, is_moe
-from moejax.moe.experts import SwiGLU
+from moejax.models.loss import chunked_cross_entropy, chunked_cross_entropy_and_guess
+from moejax.models.model_config import ModelConfig
+from moejax.models.mtp import Ahead, AheadSums, PredictionModule, counted_segments, shift
 from moejax.moe.layer import MoELayer
 from moejax.moe.routers import RouterInputs
-
-Stats = dict[str, Any]
-Caches = dict[str, Any]
-LayerCache = KeyValueCache | LatentCache
 
 
 @struct.dataclass
@@ -49,112 +36,16 @@ class Output:
 
 @struct.dataclass
 class LossOutput:
-    """Sum of negative log-likelihoods (nats), targets counted, and the routers' losses and sums."""
+    """Sum of negative log-likelihoods (nats), targets counted, and the routers' losses and sums.
+
+    ``mtp`` has the sums of the MTP modules where they were asked for; they are not in ``nll``.
+    """
 
     nll: Float[Array, ""]
     targets: Float[Array, ""]
     aux_loss: Float[Array, ""]
     router_stats: Stats
-
-
-@struct.dataclass
-class Carry:
-    """What goes from layer to layer.
-
-    Attributes:
-      x: the residual stream.
-      aux_loss: weighted auxiliary losses so far.
-      layer: MoE layers so far.
-      logits: the last router's scores, zeros before the first; only for routers that read them.
-    """
-
-    x: Float[Array, "B S D"]
-    aux_loss: Float[Array, ""]
-    layer: Int[Array, ""]
-    logits: Float[Array, "B S N"] | None
-
-
-class Layer(nn.Module):
-    """One pre-norm layer: attention, then a dense SwiGLU or an MoE layer."""
-
-    config: ModelConfig
-    kind: str
-
-    @nn.compact
-    def __call__(
-        self,
-        carry: Carry,
-        tokens: RouterInputs,
-        masks: Masks,
-        cache: LayerCache | None,
-    ) -> tuple[Carry, Stats, LayerCache | None]:
-        config, x = self.config, carry.x
-        norm = lambda name: RMSNorm(config.norm_eps, name=name)
-        inner = norm("attention_norm")(x)
-        mixed, cache = self._attention(inner, tokens.positions, masks, cache)
-        x = nn.with_logical_constraint(x + mixed, ("batch", "length", "embed_act"))
-        inner, stats = norm("ffn_norm")(x), {}
-        if is_moe(self.kind):
-            out = MoELayer(config.moe, config.init_std, config.precision, name="moe")(
-                tokens.replace(x=inner, layer=carry.layer, previous_logits=carry.logits)
-            )
-            y, stats = out.y, out.stats
-            carry = carry.replace(aux_loss=carry.aux_loss + out.aux_loss, layer=carry.layer + 1)
-            if carry.logits is not None:
-                carry = carry.replace(logits=out.logits)
-        else:
-            ffn = SwiGLU(config.dense_width, config.init_std, config.precision, name="ffn")
-            y = ffn(inner)
-        x = nn.with_logical_constraint(x + y, ("batch", "length", "embed_act"))
-        return carry.replace(x=x), stats, cache
-
-    def _attention(self, x, positions, masks, cache):
-        """By the kind that the config names, under the mask of this layer."""
-        config = self.config
-        if config.attention.kind == "mla":
-            attention = MultiHeadLatentAttention(config, name="attention")
-            return attention(x, positions, masks.full, cache)
-        window = config.attention.window if has_window(self.kind) else 0
-        mask = masks.window if window else masks.full
-        attention = GroupedQueryAttention(config, window, name="attention")
-        return attention(x, positions, mask, cache)
-
-
-class Pattern(nn.Module):
-    """The layers that a segment repeats: the body of its scan."""
-
-    config: ModelConfig
-    kinds: tuple[str, ...]
-
-    @nn.compact
-    def __call__(self, carry, caches, tokens, masks):
-        stats, new_caches = {}, {}
-        for i, kind in enumerate(self.kinds):
-            name = f"layer_{i}"
-            layer = Layer(self.config, kind, name=name)
-            cache = None if caches is None else caches[name]
-            carry, layer_stats, cache = layer(carry, tokens, masks, cache)
-            if layer_stats:
-                stats[name] = layer_stats
-            new_caches[name] = cache
-        return carry, (stats, None if caches is None else new_caches)
-
-
-def _scanned(config: ModelConfig, kinds: tuple[str, ...], repeats: int, name: str) -> nn.Module:
-    body = Pattern
-    if config.remat != "none":
-        dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        policy = dots if config.remat == "dots" else jax.checkpoint_policies.nothing_saveable
-        body = nn.remat(Pattern, policy=policy, prevent_cse=False)
-    scan = nn.scan(
-        body,
-        variable_axes={"params": 0, "router_state": 0, "router_batch": 0, "intermediates": 0},
-        split_rngs={"params": True, "router": True},
-        in_axes=(0, nn.broadcast, nn.broadcast),
-        length=repeats,
-        metadata_params={nn.PARTITION_NAME: "layers"},
-    )
-    return scan(config, kinds, name=name)
+    mtp: AheadSums | None = None
 
 
 class Transformer(nn.Module):
@@ -163,7 +54,8 @@ class Transformer(nn.Module):
     Parameters stand under ``embedding``, ``segment_i/layer_j/{attention_norm, attention, ffn_norm,
     ffn | moe}`` (each leaf with a leading axis of the segment's repeats), ``final_norm`` and, where
     it is not tied, ``head``. Routers with state keep it under the same path in the collection
-    ``router_state``.
+    ``router_state``. MTP modules stand under ``mtp_k`` and ``mtp_k_layer/layer_0``; they run only
+    where they are asked for, in ``loss``, ``encode_ahead`` and ``draft``.
     """
 
     config: ModelConfig
@@ -175,7 +67,11 @@ class Transformer(nn.Module):
         shape = (config.vocab_size, config.d_model)
         self.embedding = self.param("embedding", init, shape, jnp.float32)
         for i, (kinds, repeats) in enumerate(config.layout):
-            setattr(self, f"segment_{i}", _scanned(config, kinds, repeats, f"segment_{i}"))
+            setattr(self, f"segment_{i}", scanned(config, kinds, repeats, f"segment_{i}"))
+        for k in range(config.mtp_depth):
+            setattr(self, f"mtp_{k}", PredictionModule(config))
+            layer = scanned(config, (config.mtp_kind,), 1, f"mtp_{k}_layer")
+            setattr(self, f"mtp_{k}_layer", layer)
         self.final_norm = RMSNorm(config.norm_eps)
         if not config.tie_embeddings:
             init = nn.with_logical_partitioning(nn.initializers.normal(std), ("embed", "vocab"))
@@ -203,9 +99,7 @@ class Transformer(nn.Module):
             are for training only; False has them route as in use.
         """
         output = self.encode(tokens, segment_ids, positions, cache, train)
-        kernel = self._head().astype(output.hidden.dtype)
-        logits = jnp.matmul(output.hidden, kernel, preferred_element_type=jnp.float32)
-        return output.replace(logits=logits)
+        return output.replace(logits=self._logits(output.hidden))
 
     def encode(self, tokens, segment_ids=None, positions=None, cache=None, train=False) -> Output:
         """As ``__call__``, without the logits."""
@@ -215,9 +109,7 @@ class Transformer(nn.Module):
             positions = jnp.broadcast_to(start + jnp.arange(length)[None], (batch, length))
         masks = make_masks(self.config, segment_ids, length, cache)
         valid = jnp.ones(tokens.shape, bool) if segment_ids is None else segment_ids > 0
-        x = jnp.take(self.embedding, tokens, axis=0).astype(compute_dtype(self.config.dtype))
-        x = x * jnp.asarray(self.config.embedding_multiplier, x.dtype)
-        x = nn.with_logical_constraint(x, ("batch", "length", "embed_act"))
+        x = self._embed(tokens)
         inputs = RouterInputs(None, valid, tokens, positions, segment_ids, train=train)
         carry, stats = self._carry(x), {}
         new_cache = None if cache is None else {**cache, "index": start + length}
@@ -229,7 +121,95 @@ class Transformer(nn.Module):
                 stats[name] = segment_stats
             if cache is not None:
                 new_cache[name] = caches
-        return Output(None, self.final_norm(carry.x), carry.aux_loss, stats, new_cache)
+        output = Output(None, self.final_norm(carry.x), carry.aux_loss, stats, new_cache)
+        if self.is_initializing():  # the modules' parameters, whatever method initialises
+            self._run_ahead(output, tokens, segment_ids, positions, train)
+        return output
+
+    def encode_ahead(
+        self,
+        tokens: Int[Array, "B S"],
+        targets: Int[Array, "B S"],
+        segment_ids: Int[Array, "B S"] | None = None,
+        positions: Int[Array, "B S"] | None = None,
+        train: bool = False,
+    ) -> tuple[Output, Ahead]:
+        """As ``encode``, and the MTP modules after it, on the text itself.
+
+        Args:
+          tokens: token ids.
+          targets: the next tokens, from which the modules take theirs.
+          segment_ids: as in ``__call__``; a target beyond the document's end is none.
+          positions: as in ``__call__``.
+          train: as in ``__call__``.
+
+        Returns:
+          The output, its auxiliary losses and router statistics those of all layers, and what the
+          modules give.
+        """
+        output = self.encode(tokens, segment_ids, positions, train=train)
+        return self._run_ahead(output, targets, segment_ids, positions, train)
+
+    def _run_ahead(self, output, targets, segment_ids, positions, train) -> tuple[Output, Ahead]:
+        if segment_ids is None:
+            segment_ids = jnp.ones(targets.shape, jnp.int32)
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(targets.shape[1])[None], targets.shape)
+        hidden, aux_loss, stats = output.hidden, output.aux_loss, dict(output.router_stats)
+        found = []
+        for k in range(self.config.mtp_depth):
+            segments, following = counted_segments(segment_ids, k), shift(targets, k)
+            inputs = RouterInputs(None, segments > 0, following, positions, segments, train=train)
+            masks = make_masks(self.config, segments, targets.shape[1], None)
+            hidden, more, layer_stats, _ = self._module(k, hidden, inputs, masks, None)
+            aux_loss += more
+            if layer_stats:
+                stats[f"mtp_{k}_layer"] = layer_stats
+            found.append((hidden, jnp.where(segments > 0, shift(targets, k + 1), 0), segments))
+        output = output.replace(aux_loss=aux_loss, router_stats=stats)
+        return output, Ahead(*map(jnp.stack, zip(*found, strict=True))) if found else None
+
+    def _module(self, k, hidden, inputs, masks, caches):
+        """One MTP module: its hidden states, auxiliary losses, statistics and caches."""
+        module, layer = getattr(self, f"mtp_{k}"), getattr(self, f"mtp_{k}_layer")
+        x = module.enter(hidden, self._embed(inputs.tokens))
+        x = nn.with_logical_constraint(x, ("batch", "length", "embed_act"))
+        number = jnp.asarray(self.config.layers("moe") + k, jnp.int32)
+        carry = self._carry(x).replace(layer=number)
+        carry, (stats, caches) = layer(carry, caches, inputs, masks)
+        return module.leave(carry.x), carry.aux_loss, stats, caches
+
+    def draft(
+        self,
+        k: int,
+        hidden: Float[Array, "B S D"],
+        following: Int[Array, "B S"],
+        cache: Caches,
+    ) -> Output:
+        """Module k over further positions of rows that it has seen the beginnings of.
+
+        Args:
+          k: number of the module, from 0.
+          hidden: ``Output.hidden`` of the main model, for k > 0 of module k - 1.
+          following: the token k + 1 positions later, drafted or given.
+          cache: from ``init_cache`` with ``mtp``, or an earlier call's.
+
+        Returns:
+          Logits of the token k + 2 positions later, and the cache after the call.
+        """
+        name, start, length = f"mtp_{k}_layer", cache[f"mtp_{k}"], following.shape[1]
+        positions = jnp.broadcast_to(start + jnp.arange(length)[None], following.shape)
+        inputs = RouterInputs(None, jnp.ones(following.shape, bool), following, positions)
+        masks = make_masks(self.config, None, length, {**cache, "index": start})
+        hidden, aux_loss, stats, caches = self._module(k, hidden, inputs, masks, cache[name])
+        cache = {**cache, f"mtp_{k}": start + length, name: caches}
+        stats = {name: stats} if stats else {}
+        return Output(self._logits(hidden), hidden, aux_loss, stats, cache)
+
+    def _embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
+        x = jnp.take(self.embedding, tokens, axis=0).astype(compute_dtype(self.config.dtype))
+        x = x * jnp.asarray(self.config.embedding_multiplier, x.dtype)
+        return nn.with_logical_constraint(x, ("batch", "length", "embed_act"))
 
     def _carry(self, x: Float[Array, "B S D"]) -> Carry:
         """What the first layer starts from."""
@@ -246,45 +226,46 @@ class Transformer(nn.Module):
         segment_ids: Int[Array, "B S"] | None = None,
         positions: Int[Array, "B S"] | None = None,
         train: bool = False,
+        mtp: bool = False,
     ) -> LossOutput:
         """Summed cross-entropy over the tokens that are not padding, never building the logits.
 
-        The chunks are ``model.loss_chunk`` positions of every row; ``train`` as in ``__call__``.
+        The chunks are ``model.loss_chunk`` positions of every row; ``train`` as in ``__call__``;
+        ``mtp`` runs the MTP modules as well, if there are any.
         """
-        output = self.encode(tokens, segment_ids, positions, train=train)
         valid = jnp.ones(tokens.shape, bool) if segment_ids is None else segment_ids > 0
         weights = valid.astype(jnp.float32)
-        nll = chunked_cross_entropy(
-            output.hidden, self._head(), targets, weights, self.config.loss_chunk
-        )
-        return LossOutput(nll, jnp.sum(weights), output.aux_loss, output.router_stats)
+        head, chunk = self._head(), self.config.loss_chunk
+        if not (mtp and self.config.mtp_depth):
+            output = self.encode(tokens, segment_ids, positions, train=train)
+            nll, sums = chunked_cross_entropy(output.hidden, head, targets, weights, chunk), None
+        else:
+            output, ahead = self.encode_ahead(tokens, targets, segment_ids, positions, train)
+            nll, guess = chunked_cross_entropy_and_guess(
+                output.hidden, head, targets, weights, chunk
+            )
+            sums = self._sums(ahead, guess)
+        return LossOutput(nll, jnp.sum(weights), output.aux_loss, output.router_stats, sums)
+
+    def _sums(self, ahead: Ahead, guess: Int[Array, "B S"]) -> AheadSums:
+        """The modules' losses; ``guess`` is the main model's likeliest next token."""
+        head, chunk, sums = self._head(), self.config.loss_chunk, []
+        for k in range(self.config.mtp_depth):
+            weights = (ahead.segment_ids[k] > 0).astype(jnp.float32)
+            nll, drafted = chunked_cross_entropy_and_guess(
+                ahead.hidden[k], head, ahead.targets[k], weights, chunk
+            )
+            # The main model says token t + k + 2 at position t + k + 1.
+            accepted = jnp.sum(weights * (drafted == shift(guess, k + 1)))
+            sums.append((nll, jnp.sum(weights), accepted))
+        return AheadSums(*map(jnp.stack, zip(*sums, strict=True)))
+
+    def _logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
+        kernel = self._head().astype(hidden.dtype)
+        return jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
 
     def _head(self) -> Float[Array, "D V"]:
         return self.embedding.T if self.config.tie_embeddings else self.head
-
-
-def init_cache(config: ModelConfig, batch: int, max_length: int) -> Caches:
-    """An empty cache for ``batch`` rows of up to ``max_length`` positions."""
-    dtype = compute_dtype(config.dtype)
-    kind = LatentCache if config.attention.kind == "mla" else KeyValueCache
-    cache: Caches = {"index": jnp.zeros((), jnp.int32)}
-    for i, (kinds, repeats) in enumerate(config.layout):
-        layer = lambda n=repeats: kind.empty(config, n, batch, max_length, dtype)
-        cache[f"segment_{i}"] = {f"layer_{j}": layer() for j in range(len(kinds))}
-    return cache
-
-
-def make_masks(
-    config: ModelConfig, segment_ids: Int[Array, "B S"] | None, length: int, cache: Caches | None
-) -> Masks:
-    """The masks of all kinds of layers for ``length`` tokens a row, after those in a cache."""
-    if cache is None:
-        mask = lambda window: attention_mask(segment_ids, length, window)
-    else:
-        reach = cache["segment_0"]["layer_0"].length
-        mask = lambda window: cached_mask(cache["index"], length, reach, window)
-    windowed = config.layers("window") > 0
-    return Masks(mask(0), mask(config.attention.window) if windowed else None)
 
 
 def update_router_state(config: ModelConfig, router_state: Stats, router_stats: Stats) -> Stats:
@@ -293,7 +274,8 @@ def update_router_state(config: ModelConfig, router_state: Stats, router_stats: 
     Args:
       config: the model's config.
       router_state: the collection ``router_state``; empty where no router keeps state.
-      router_stats: ``Output.router_stats``, summed over micro-batches and devices.
+      router_stats: ``Output.router_stats``, summed over micro-batches and devices. Routers of MTP
+        modules that did not run have none, and keep their state.
 
     Returns:
       The new collection, of the same structure.
@@ -302,9 +284,11 @@ def update_router_state(config: ModelConfig, router_state: Stats, router_stats: 
         return router_state
     router = MoELayer.make_router(config.moe, config.init_std, parent=None)
     update = lambda state, stats: {"moe": {"router": router.update(state["moe"]["router"], stats)}}
+    ran = {name for name in router_state if name in router_stats or not name.startswith("mtp_")}
     return {
         segment: {
-            layer: update(state, router_stats[segment][layer]) for layer, state in layers.items()
+            layer: update(state, router_stats[segment][layer]) if segment in ran else state
+            for layer, state in layers.items()
         }
         for segment, layers in router_state.items()
     }

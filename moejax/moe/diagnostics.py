@@ -11,7 +11,7 @@ DEAD_SHARE = 1 / 64
 
 
 def stack_layers(router_stats: Mapping[str, Any]) -> dict[str, Float[np.ndarray, "L ..."]]:
-    """Statistics of all MoE layers, first layer first.
+    """Statistics of all MoE layers, first layer first, MTP modules' last.
 
     Args:
       router_stats: ``Output.router_stats``, fetched: segment -> layer -> measure, each leaf with a
@@ -20,15 +20,21 @@ def stack_layers(router_stats: Mapping[str, Any]) -> dict[str, Float[np.ndarray,
     Returns:
       measure -> array with one row an MoE layer; empty for a dense model.
     """
-    order = lambda names: sorted(names, key=lambda name: int(name.rsplit("_", 1)[1]))
     columns: dict[str, list[np.ndarray]] = {}
-    for segment in order(router_stats):
-        layers = [router_stats[segment][layer] for layer in order(router_stats[segment])]
+    for segment in sorted(router_stats, key=_place):
+        layers = [
+            router_stats[segment][layer] for layer in sorted(router_stats[segment], key=_place)
+        ]
         for name in layers[0] if layers else ():
             # (repeats, layers of the pattern, ...): repeats run slowest.
             values = np.stack([np.asarray(layer[name]) for layer in layers], axis=1)
             columns.setdefault(name, []).append(values.reshape(-1, *values.shape[2:]))
     return {name: np.concatenate(parts) for name, parts in columns.items()}
+
+
+def _place(name: str) -> tuple[bool, int]:
+    """Where ``segment_2`` or ``layer_1`` stands, or ``mtp_0_layer``: after the segments."""
+    return name.startswith("mtp_"), int(name.split("_")[1])
 
 
 def max_violation(load: Float[np.ndarray, "*layers E"]) -> Float[np.ndarray, "*layers"]:

@@ -61,6 +61,14 @@ class MoELayer(nn.Module):
         router = find(config.router.name)
         return router(config.router, config.num_experts, config.top_k, init_std, **module_args)
 
+    @staticmethod
+    def make_experts(config: MoEConfig, init_std: float = 0.0, **module_args) -> Experts:
+        """The routed experts of a config, unbound or as a submodule."""
+        return Experts(
+            config.num_experts, config.d_expert, init_std, config.gate_rank, config.expert_bias,
+            config.activation, **module_args,
+        )  # fmt: skip
+
     @nn.compact
     def __call__(self, inputs: RouterInputs) -> MoEOutput:
         """Routes and computes.
@@ -75,10 +83,7 @@ class MoELayer(nn.Module):
         config, x = self.config, inputs.x
         choice = choose_here(config)
         width = config.latent_dim or x.shape[-1]
-        experts = Experts(
-            config.num_experts, config.d_expert, self.init_std, config.gate_rank,
-            config.expert_bias, config.activation, name="experts",
-        )  # fmt: skip
+        experts = self.make_experts(config, self.init_std, name="experts")
         low = self.precision == "fp8"
         weights, low_rank = experts(width, jnp.dtype("float32") if low else x.dtype)
         # Held before they are cut over devices, so that blocks are the same on any mesh.

@@ -104,7 +104,9 @@ class Run:
             ),
             batch(train.micro_batches),
         )
-        step = make_train_step(config.model, setup.optimizer, setup.schedule, config.seed)
+        step = make_train_step(
+            config.model, setup.optimizer, setup.schedule, config.seed, train.mtp_schedule
+        )
         state_shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
         lowered = (
             init.lower(jax.random.key(config.seed)),
@@ -241,6 +243,12 @@ class Run:
             "seconds": ledger.total_hours * 3600,
             "dollars": ledger.total_dollars,
         }
+        if metrics.mtp is not None:
+            values["mtp/weight"] = float(metrics.mtp.weight)
+            for k, (loss, accepted) in enumerate(
+                zip(metrics.mtp.loss, metrics.mtp.acceptance, strict=True)
+            ):
+                values |= {f"mtp/loss_{k}": float(loss), f"mtp/acceptance_{k}": float(accepted)}
         health = router_health(metrics.router_stats, metrics.router_state)
         values |= {f"router/{name}": value for name, value in health.items()}
         self.writer.write(step, values)

@@ -156,6 +156,7 @@ _MATRICES = {
     ("moe", "latent_out"): ((-2,), (-1,)),
     ("shared", "down"): ((-2,), (-1,)),
     ("ffn", "down"): ((-2,), (-1,)),
+    ("projection", "kernel"): ((-2,), (-1,)),
 }
 
 

@@ -7,6 +7,8 @@ from typing import Any
 from moejax.config import ConfigError, UserError, check, nearest
 from moejax.cost import hardware, prices
 from moejax.cost.plan import make_plan
+from moejax.interop.hf import config_from_hf
+from moejax.models import ModelConfig
 from moejax.models.presets import PRESETS
 from moejax.training import run_config
 from moejax.training.optimizers import state_bytes
@@ -18,31 +20,39 @@ DEFAULT_HARDWARE, DEFAULT_SEQ_LEN = "h100_sxm", 4096
 def plan(options: Namespace) -> dict[str, Any]:
     """The plan that the flags of ``moejax plan`` ask for.
 
-    Flags win over the config. With ``--model`` alone, the hardware is an H100 and sequences have
-    4,096 positions; tokens must be given. The config's own tokens are its steps times its batch,
-    padding counted; the plan that a run prints knows its text and leaves padding out.
+    Flags win over the config. With ``--model`` or ``--hf-config`` alone, the hardware is an H100
+    and sequences have 4,096 positions; tokens must be given. The config's own tokens are its steps
+    times its batch, padding counted; the plan that a run prints knows its text and leaves padding
+    out.
 
     Raises:
-      UserError: neither or both of ``--config`` and ``--model``, or a flag out of range.
+      UserError: not exactly one of ``--config``, ``--model`` and ``--hf-config``, or a flag out of
+        range.
     """
-    if bool(options.config) == bool(options.model):
-        raise UserError("give either --config=FILE or --model=NAME")
+    if sum(map(bool, (options.config, options.model, options.hf_config))) != 1:
+        raise UserError("give either --config=FILE, --model=NAME or --hf-config=config.json")
     for name in ("tokens", "seq_len", "devices"):
         value = getattr(options, name)
         flag = f"--{name.replace('_', '-')}"
         good = value is None or (value > 0 and math.isfinite(value))
         check(good, flag, value, "must be a finite number above zero")
-    return _of_config(options) if options.config else _of_model(options)
+    return _of_config(options) if options.config else _of_model(options, _model(options))
 
 
-def _of_model(options: Namespace) -> dict[str, Any]:
+def _model(options: Namespace) -> ModelConfig:
+    if options.hf_config:
+        return config_from_hf(options.hf_config)
     known = options.model in PRESETS
     check(known, "--model", options.model, f"no such model; {nearest(options.model, PRESETS)}")
+    return PRESETS[options.model]
+
+
+def _of_model(options: Namespace, model: ModelConfig) -> dict[str, Any]:
     if options.tokens is None:
         raise ConfigError("--tokens", None, "a published model needs the tokens to train it on")
     chip = options.hardware or DEFAULT_HARDWARE
     return make_plan(
-        PRESETS[options.model],
+        model,
         tokens=options.tokens,
         seq_len=options.seq_len or DEFAULT_SEQ_LEN,
         hardware=chip,

@@ -174,7 +174,7 @@ def make_billing(config: RunConfig, mesh: jax.sharding.Mesh) -> Billing:
     router = moe.router.counts(config.model.d_model, moe.num_experts, moe.top_k)
     if not router.measured:
         return Billing(name, devices, price, peak, source, flops)
-    expected = config.model.layers("moe") * router.expected_experts
+    expected = counts.routed_layers(config.model) * router.expected_experts
     each = counts.assignment_flops(config.model)
     return Billing(name, devices, price, peak, source, flops, each, expected)
 
@@ -206,7 +206,7 @@ def plan_run(setup: Setup) -> dict:
 def parameter_shards(model: ModelConfig, seq_len: int, mesh: MeshConfig) -> float:
     """Parts that a model's parameters are cut into on average; ``expert`` cuts the experts only."""
     params = counts.count(model, seq_len).params
-    total, routed = sum(params.by_component.values()), params.by_component["routed_experts"]
+    total, routed = params.total + params.mtp, counts.routed_params(model)
     return total / (routed / mesh.expert + total - routed) * mesh.fsdp * mesh.tensor
 
 

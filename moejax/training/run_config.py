@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
 from moejax import config as mechanism
 from moejax.config import ConfigError, check, check_not_negative, check_positive
 from moejax.cost.cost_config import BudgetConfig, CostConfig
@@ -28,6 +31,10 @@ class TrainConfig:
       eval_every: steps between validations; 0 validates at the end only.
       eval_batches: validation batches in a validation during the run; 0 means all. The last
         validation always takes all.
+      mtp_weight: weight of the loss of MTP modules, the mean over modules (``model.mtp_depth``);
+        the default and those below are DeepSeek-V3's (arXiv 2412.19437, section 4.2).
+      mtp_weight_final: its weight towards the end.
+      mtp_switch: share of the steps after which the final weight applies.
       sample_prompt: how the text sampled at the end begins.
       sample_tokens: tokens of that text; 0 samples none.
     """
@@ -39,6 +46,9 @@ class TrainConfig:
     log_every: int = 10
     eval_every: int = 0
     eval_batches: int = 8
+    mtp_weight: float = 0.3
+    mtp_weight_final: float = 0.1
+    mtp_switch: float = 10.0 / 14.8
     sample_prompt: str = ""
     sample_tokens: int = 0
 
@@ -46,11 +56,20 @@ class TrainConfig:
         check_positive(
             "train", self, "steps", "batch_size", "seq_len", "micro_batches", "log_every"
         )
-        check_not_negative("train", self, "eval_every", "eval_batches", "sample_tokens")
+        check_not_negative(
+            "train", self, "eval_every", "eval_batches", "sample_tokens", "mtp_weight",
+            "mtp_weight_final", "mtp_switch",
+        )  # fmt: skip
+        check(self.mtp_switch <= 1, "train.mtp_switch", self.mtp_switch, "must be from 0 to 1")
         check(
             self.batch_size % self.micro_batches == 0, "train.micro_batches", self.micro_batches,
             f"does not divide train.batch_size = {self.batch_size}; choose a divisor",
         )  # fmt: skip
+
+    def mtp_schedule(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
+        """The weight of the MTP modules' loss at a step, counted from 0."""
+        switch = round(self.mtp_switch * self.steps)
+        return jnp.where(step < switch, self.mtp_weight, self.mtp_weight_final)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,11 +10,16 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from moejax.models import LossOutput, ModelConfig, Transformer, update_router_state
+from moejax.models.mtp import AheadSums, counted_targets
 from moejax.moe.routers import batch_loads
 from moejax.parallel import axis_rules
 from moejax.training.state import TrainState
 
 Tree = Any
+
+# Weight of the MTP modules' loss where none is given: DeepSeek-V3's for most of its training.
+MTP_WEIGHT = 0.3
+DEFAULT_MTP_WEIGHT = optax.constant_schedule(MTP_WEIGHT)
 
 
 @struct.dataclass
@@ -48,6 +53,7 @@ class StepMetrics:
         dropped is not among them.
       router_stats: sums over the whole batch, by segment and layer.
       router_state: what the routers keep, after the step.
+      mtp: of MTP modules; None without any.
     """
 
     loss: Float[Array, ""]
@@ -58,6 +64,23 @@ class StepMetrics:
     assignments: Float[Array, ""]
     router_stats: Tree
     router_state: Tree
+    mtp: "MTPMetrics | None" = None
+
+
+@struct.dataclass
+class MTPMetrics:
+    """What a step measured of its MTP modules, each array by module.
+
+    Attributes:
+      loss: cross-entropy, nats per target that is counted.
+      acceptance: share of the counted targets for which the module's likeliest token is the main
+        model's; see ``moejax.models.mtp.AheadSums``.
+      weight: of the modules' mean loss in this step.
+    """
+
+    loss: Float[Array, " M"]
+    acceptance: Float[Array, " M"]
+    weight: Float[Array, ""]
 
 
 def make_train_step(
@@ -65,13 +88,15 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     seed: int = 0,
+    mtp_weight: optax.Schedule = DEFAULT_MTP_WEIGHT,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """The function of one optimizer step, over all micro-batches of a batch.
 
     Gradients are those of the mean over the targets of the whole batch, however they fall into
     micro-batches; auxiliary losses are averaged over micro-batches. Routers' state moves once,
     by statistics summed over all of them. Routers' noise is drawn from the seed, the step and the
-    number of the micro-batch.
+    number of the micro-batch. The loss of MTP modules, the mean over modules of the mean over the
+    whole batch's targets, is added with ``mtp_weight`` of the step.
     """
     transformer = Transformer(model)
 
@@ -83,10 +108,15 @@ def make_train_step(
 
         def objective(params):
             out = _loss(transformer, {"params": params, **fixed}, part, key)
-            return out.nll / targets + out.aux_loss / parts, out
+            loss = out.nll / targets + out.aux_loss / parts
+            if out.mtp is not None:
+                counted = counted_targets(batch.segment_ids, model.mtp_depth)
+                ahead = out.mtp.replace(targets=counted).loss
+                loss += mtp_weight(state.step) * ahead
+            return loss, out
 
         grads, out = jax.grad(objective, has_aux=True)(state.params)
-        return grads, (out.nll / targets, out.aux_loss / parts, out.router_stats)
+        return grads, (out.nll / targets, out.aux_loss / parts, out.router_stats, out.mtp)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         parts = batch.tokens.shape[0]
@@ -104,7 +134,7 @@ def make_train_step(
                 return jax.tree.map(jnp.add, total, run(part, index, total[1][2])), None
 
             total, _ = jax.lax.scan(add, zeros, (batch, jnp.arange(parts)))
-        grads, (loss, aux_loss, router_stats) = total
+        grads, (loss, aux_loss, router_stats, mtp) = total
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new = TrainState(
             state.step + 1,
@@ -115,8 +145,9 @@ def make_train_step(
         norm, rate = optax.tree.norm(grads), jnp.asarray(schedule(state.step), jnp.float32)
         computed = _assignments(router_stats)
         return new, StepMetrics(
-            loss, aux_loss, norm, rate, targets, computed, router_stats, new.router_state
-        )
+            loss, aux_loss, norm, rate, targets, computed, router_stats, new.router_state,
+            None if mtp is None else _mtp_metrics(mtp, mtp_weight(state.step)),
+        )  # fmt: skip
 
     return step
 
@@ -136,6 +167,12 @@ def make_eval_step(
     return step
 
 
+def _mtp_metrics(sums: AheadSums, weight: Array | float) -> MTPMetrics:
+    targets = jnp.maximum(sums.targets, 1)
+    weight = jnp.asarray(weight, jnp.float32)
+    return MTPMetrics(sums.nll / targets, sums.accepted / targets, weight)
+
+
 def _assignments(router_stats: Tree) -> Array:
     layers = [layer for segment in router_stats.values() for layer in segment.values()]
     computed = [jnp.sum(layer["assignments"] - layer["dropped"]) for layer in layers]
@@ -145,10 +182,11 @@ def _assignments(router_stats: Tree) -> Array:
 def _loss(
     transformer: Transformer, variables: Tree, part: Batch, noise: Array | None = None
 ) -> LossOutput:
-    """The loss of a micro-batch: of training where there is a key for the routers' noise."""
+    """The loss of a micro-batch: of training, with MTP modules, where there is a key for the
+    routers' noise."""
     with axis_rules():
         return transformer.apply(
             variables, part.tokens, part.targets, part.segment_ids, part.positions,
-            train=noise is not None, method=Transformer.loss,
+            train=noise is not None, mtp=noise is not None, method=Transformer.loss,
             rngs=None if noise is None else {"router": noise},
         )  # fmt: skip

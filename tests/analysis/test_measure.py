@@ -1,5 +1,6 @@
 """What is made of a checkpoint's run: shapes for JSON, and what is left out with its reason."""
 
+import dataclasses
 import math
 import types
 
@@ -74,6 +75,9 @@ def test_the_names_of_tokens():
 def test_layers_are_numbered_as_in_the_model():
     config = tiny.moe_config(segments=((("dense", "moe"), 2), (("moe",), 1)), num_layers=5)
     assert measure.moe_layers(config) == [1, 3, 4]
+    # MTP modules have the kind of the last layer and follow it, as layer 61 of DeepSeek-V3 does.
+    assert measure.moe_layers(dataclasses.replace(config, mtp_depth=2)) == [1, 3, 4, 5, 6]
+    assert measure.moe_layers(tiny.dense_config(mtp_depth=1)) == []
     windowed = tiny.moe_config(
         segments=((("dense_window", "moe_window", "moe"), 1),), num_layers=3,
         attention=tiny.AttentionConfig(4, 2, window=2),

@@ -7,6 +7,7 @@ import pytest
 
 from moejax.config import ConfigError
 from moejax.cost import counts, plan, prices
+from moejax.models import AttentionConfig, ModelConfig
 from moejax.models.presets import PRESETS
 
 V3_FLOPS_PER_TOKEN = 250.45e9  # counted, no MTP, s = 4096 (ISCA 2025, table 2: 250)
@@ -134,6 +135,33 @@ def test_remat_saves_activations():
         for remat in ("none", "dots", "full")
     }  # fmt: skip
     assert kept["none"] > kept["dots"] > kept["full"]
+
+
+def test_activations_of_latent_attention_and_of_modules_ahead_by_hand():
+    """MLA of the widths rq 3, rkv 5, dn 4, dr 2, dv 7, two heads, D 8, F 10, V 11, one layer.
+
+    The products that "dots" keeps: both latents and the shared key 3 + 5 + 2, queries 2 · 6, keys
+    and values 2 · (4 + 7), values mixed 2 · 7; the layer's input and the outputs of attention and
+    feed-forward 3 · 8, gate and up 2 · 10. Logits and their gradient are 2 · 4 · 11 bytes.
+    """
+    config = ModelConfig(
+        11, 8, 1, 10, remat="dots", dtype="float32",
+        attention=AttentionConfig(
+            kind="mla", num_heads=2, q_lora_rank=3, kv_lora_rank=5, nope_head_dim=4,
+            rope_head_dim=2, v_head_dim=7,
+        ),
+    )  # fmt: skip
+    activations = lambda config: plan.memory_parts(
+        config, 0, hardware="b200", shards=1, tokens_per_device=6
+    )["activations"]
+    layer = 10 + 12 + 22 + 14 + 3 * 8 + 2 * 10
+    assert activations(config) == 6 * (4 * layer + 88)
+    # One module more: its layer, its two inputs normalised and joined, its own logits.
+    ahead = dataclasses.replace(config, mtp_depth=1)
+    assert activations(ahead) == 6 * (4 * (2 * layer + 4 * 8) + 2 * 88)
+    # Logits in parts of three positions: one part at a time, whoever asks for it.
+    parts = dataclasses.replace(ahead, loss_chunk=3)
+    assert activations(parts) == 6 * (4 * (2 * layer + 4 * 8) + 88 / 2)
 
 
 def test_unknown_energy_and_memory_stay_unknown():

@@ -169,3 +169,19 @@ def test_a_window_layer_sees_its_window_only():
     at = lambda x: jnp.sum(layer.apply(variables, x, positions, mask)[0][0, 5])
     reached = np.any(np.asarray(jax.jit(jax.grad(at))(x)[0]) != 0, axis=-1)
     np.testing.assert_array_equal(reached, [0, 0, 0, 1, 1, 1, 0, 0])
+
+
+@pytest.mark.parametrize("kind", ["moe_window", "moe"])
+def test_the_kind_of_layer_says_whether_there_is_a_window(kind):
+    # One layer with experts, window 3: the first token reaches the first three positions only.
+    config = tiny.moe_config(
+        num_layers=1, segments=(((kind,), 1),), attention=AttentionConfig(4, 2, window=3)
+    )
+    variables = tiny.variables(config)
+    assert "moe" in variables["params"]["segment_0"]["layer_0"]
+    tokens = jnp.arange(8)[None]
+    other = tokens.at[0, 0].set(20)
+    apply = tiny.forward(config)
+    moved = apply(variables, tokens).logits[0] != apply(variables, other).logits[0]
+    reached = [1, 1, 1, 0, 0, 0, 0, 0] if kind == "moe_window" else [1] * 8
+    np.testing.assert_array_equal(np.any(np.asarray(moved), axis=-1), reached)

@@ -74,6 +74,8 @@ ROPES = {
     "given": (64, dataclasses.replace(RELEASED, attention_factor=1.25)),
     "partial": (128, dataclasses.replace(RELEASED, fraction=0.5)),
     "narrow": (6, dataclasses.replace(RELEASED, original_length=16)),
+    # The ramp's end, pair 4, is beyond the last pair of three and below the last channel of six.
+    "long": (6, dataclasses.replace(RELEASED, original_length=1_000_000, beta_fast=10_000.0)),
 }
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from optax.contrib import MuonDimensionNumbers
 
 from moejax.config import ConfigError
 from moejax.training.optimizers import (
@@ -96,6 +97,19 @@ def test_muon_takes_the_matrices_of_layers_and_experts(params):
     assert {"embedding", "head", "final_norm/scale"} <= rest
     assert "segment_1/layer_0/moe/router/kernel" in rest
     assert "segment_1/layer_0/ffn_norm/scale" in rest
+
+
+def test_muon_takes_the_matrices_of_mtp_modules():
+    params = tiny.variables(tiny.moe_config(num_layers=1, first_k_dense=0, mtp_depth=1))["params"]
+    labels, sizes = paths(muon_labels(params)), paths(
+        muon_dimensions(params), lambda leaf: leaf is None or hasattr(leaf, "output_axis")
+    )  # fmt: skip
+    assert labels["mtp_0/projection/kernel"] == "muon"
+    assert sizes["mtp_0/projection/kernel"] == MuonDimensionNumbers((0,), (1,))
+    names = ("hidden_norm", "embedding_norm", "final_norm")
+    assert {labels[f"mtp_0/{name}/scale"] for name in names} == {"adamw"}
+    of = lambda part: {n.split("/", 1)[1]: v for n, v in labels.items() if n.startswith(part + "/")}
+    assert of("mtp_0_layer") == of("segment_0")
 
 
 def test_muon_leaves_expert_biases_to_adamw():

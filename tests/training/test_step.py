@@ -15,6 +15,7 @@ from moejax.models import Transformer
 from moejax.moe.exchange import BATCH_AXES
 from moejax.moe.routers import batch_loads
 from moejax.parallel import MeshConfig, make_mesh
+from moejax.training.run_config import TrainConfig
 from moejax.training.state import make_init
 from moejax.training.step import make_eval_step, make_train_step
 
@@ -33,6 +34,11 @@ CONFIGS = {
 CONFIGS["global"] = tiny.moe_config(
     "top_k", options={"global_loss_weight": 0.1, "jitter": 0.1}, **LAYERS
 )
+# A module beside the layer, whose loss weighs less from step 5 on.
+CONFIGS["mtp"] = tiny.moe_config(
+    options={"bias_step": BIAS_STEP}, num_layers=1, first_k_dense=0, mtp_depth=1, loss_chunk=3
+)
+MTP_WEIGHT = TrainConfig(steps=10, mtp_switch=0.5, mtp_weight=0.5, mtp_weight_final=0.125)
 MESHES = {
     "one device": MeshConfig(),
     "data 2 x expert 2 x tensor 2": MeshConfig(data=2, expert=2, tensor=2),
@@ -62,17 +68,16 @@ def state_on(mesh, model):
 def compiled(mesh, model):
     """The jitted step; it compiles once a number of micro-batches."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state_on(mesh, model))
-    step = make_train_step(CONFIGS[model], OPTIMIZER, SCHEDULE)
+    step = make_train_step(CONFIGS[model], OPTIMIZER, SCHEDULE, mtp_weight=MTP_WEIGHT.mtp_schedule)
     return jax.jit(step, out_shardings=(shardings, None))
 
 
-def take_step(batch, mesh="one device", model="blocks"):
+def take_step(batch, mesh="one device", model="blocks", state=None):
     devices = make_mesh(MESHES[mesh])
     rows = NamedSharding(devices, P(None, BATCH_AXES, None))
     batch = jax.tree.map(lambda leaf: jax.device_put(leaf, rows), batch)
-    step, state = compiled(mesh, model), state_on(mesh, model)
     with jax.set_mesh(devices):
-        return step(state, batch)
+        return compiled(mesh, model)(state_on(mesh, model) if state is None else state, batch)
 
 
 @functools.cache
