@@ -189,3 +189,31 @@ def test_bfloat16_is_kept_and_computes(loaded, tmp_path):
     assert tiny.relative_error(narrow, wanted) < 2e-5
     model = hf_models.read(tmp_path / "bf16")
     assert tiny.relative_error(wanted, hf_models.logits(model, ids)) < 2e-5
+
+
+OURS = {
+    "llama": tiny.dense_config(),
+    "qwen2": tiny.dense_config(attention=tiny.AttentionConfig(num_heads=4, bias="qkv")),
+    "olmoe": tiny.moe_config(
+        "softmax_topk", moe={"num_shared_experts": 0}, first_k_dense=0,
+        attention=tiny.AttentionConfig(num_heads=4, qk_norm="all"),
+    ),
+    "mixtral": tiny.moe_config("mixtral", moe={"num_shared_experts": 0}, first_k_dense=0),
+    "qwen3_moe": tiny.moe_config(
+        "top_k", moe={"num_shared_experts": 0},
+        attention=tiny.AttentionConfig(num_heads=4, qk_norm="head"),
+    ),
+    "glm4_moe": tiny.moe_config(),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", OURS)
+def test_a_model_made_here_runs_in_transformers(family, tmp_path):
+    config, ids = OURS[family], hf_models.tokens() % tiny.VOCAB
+    variables = tiny.variables(config)
+    hf.save(tmp_path / "hf", config, variables)
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["model_type"] == family
+    wanted = hf_models.logits(hf_models.read(tmp_path / "hf"), ids)
+    got = tiny.forward(config)(variables, jnp.asarray(ids.numpy(), jnp.int32)).logits
+    assert tiny.relative_error(got, wanted) < 2e-5

@@ -52,16 +52,20 @@ def v3(tmp_path_factory):
     )
 
 
-def test_on_a_mesh_every_device_has_its_part(v3):
+def test_on_a_mesh_every_device_has_its_part(v3, tmp_path):
     folder, variables = v3
     mesh = make_mesh(MeshConfig(data=1, fsdp=2, expert=2, tensor=2))
-    _, placed = hf.load(folder, mesh)
+    config, placed = hf.load(folder, mesh)
     tiny.assert_trees_close(placed, variables, 0.0)
     experts = placed["params"]["segment_1"]["layer_0"]["moe"]["experts"]["gate_up"]
     assert experts.sharding.spec == P(None, "expert", "fsdp", None, "tensor")
     assert {shard.data.shape for shard in experts.addressable_shards} == {(2, 2, 6, 2, 3)}
     bias = placed["router_state"]["segment_1"]["layer_0"]["moe"]["router"]["bias"]
     assert bias.sharding.is_fully_replicated
+    hf.save(tmp_path / "again", config, placed, like=folder)
+    got, wanted = checkpoints.tensors(tmp_path / "again"), checkpoints.tensors(folder)
+    assert got.keys() == wanted.keys()
+    assert all(got[name].tobytes() == wanted[name].tobytes() for name in wanted)
 
 
 def test_what_no_device_here_needs_is_not_read(v3):
