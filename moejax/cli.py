@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from moejax.config import UserError
@@ -18,7 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args([a for a in arguments if not a.startswith("--config.")])
     options.overrides = overrides
     options.arguments = arguments
-    if overrides and not getattr(options, "config", None):
+    alone = getattr(options, "overrides_alone", False)
+    if overrides and not (alone or getattr(options, "config", None)):
         parser.error("--config.FIELD=VALUE needs --config=FILE")
     try:
         return options.run(options)
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = command("plan", _plan, "the bill before a run", config=False)
     plan.add_argument("--model", metavar="NAME", help="a published model")
+    plan.add_argument("--hf-config", metavar="FILE", help="a Hugging Face config.json")
     plan.add_argument("--tokens", type=float, help="tokens to train on")
     plan.add_argument("--seq-len", type=int, help="positions of a sequence")
     plan.add_argument("--hardware", metavar="CHIP", help="h100_sxm, h800_sxm, cpu ...")
@@ -112,8 +114,40 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--output", metavar="DIR", help="folder for inspect.json and the figures; "
                          "inspect in the run's folder if left out")  # fmt: skip
     _format(inspect)
+    _hugging_face_flags(command)
+    summary = "a run of an MoE model from a dense run, with the same outputs at first"
+    _upcycle_flags(command("upcycle", _upcycle, summary, config=False))
     _bench_flags(command("bench", _bench, "measure speed beside what it is to be compared with"))
     return parser
+
+
+def _hugging_face_flags(command: Callable[..., argparse.ArgumentParser]) -> None:
+    add = command("import", _import, "a run from a Hugging Face checkpoint", config=False)
+    add.set_defaults(overrides_alone=True)
+    add.add_argument("--hf", required=True, metavar="DIR", help="config.json and safetensors")
+    add.add_argument("--workdir", required=True, metavar="DIR", help="folder for the run")
+    _format(add)
+    export = command("export", _export, "a run's model as a Hugging Face checkpoint")
+    export.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
+    export.add_argument("--hf", required=True, metavar="DIR", help="folder for the checkpoint")
+    export.add_argument("--family", metavar="NAME", help="model_type to write, llama or mixtral "
+                        "...; found if left out")  # fmt: skip
+    export.add_argument("--dtype", help="float32, bfloat16 or float16; that of the imported "
+                        "checkpoint if left out")  # fmt: skip
+    _format(export)
+
+
+def _upcycle_flags(upcycle: argparse.ArgumentParser) -> None:
+    upcycle.set_defaults(overrides_alone=True)
+    upcycle.add_argument("--workdir", required=True, metavar="DIR", help="the dense run's folder")
+    upcycle.add_argument("--out", required=True, metavar="DIR", help="folder for the new run")
+    upcycle.add_argument("--every", type=int, default=1, metavar="N", help="of the layers after "
+                         "model.first_k_dense, every n-th gets experts")  # fmt: skip
+    upcycle.add_argument("--router-std", type=float, default=0.0, help="deviation of the routers' "
+                         "weights; by the kind of gates if left out")  # fmt: skip
+    upcycle.add_argument("--noise", type=float, default=0.0, help="on the experts' matrices, over "
+                         "their deviation; 0 keeps the dense model's outputs")  # fmt: skip
+    _format(upcycle)
 
 
 def _bench_flags(bench: argparse.ArgumentParser) -> None:
@@ -208,6 +242,37 @@ def _generate(options: argparse.Namespace) -> int:
         temperature=options.temperature,
     )  # fmt: skip
     _print(options, {"text": text}, text)
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from moejax.training import import_command
+
+    result = import_command.import_checkpoint(
+        options.hf, options.workdir, options.config, options.overrides
+    )
+    _print(options, result, import_command.format_import(result))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from moejax.training import export_command
+
+    result = export_command.export_checkpoint(
+        options.workdir, options.hf, family=options.family, dtype=options.dtype
+    )
+    _print(options, result, export_command.format_export(result))
+    return 0
+
+
+def _upcycle(options: argparse.Namespace) -> int:
+    from moejax.training import upcycle_command
+
+    result = upcycle_command.upcycle_run(
+        options.workdir, options.out, options.config, options.overrides, every=options.every,
+        router_std=options.router_std, noise=options.noise,
+    )  # fmt: skip
+    _print(options, result, upcycle_command.format_upcycle(result))
     return 0
 
 

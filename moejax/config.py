@@ -167,7 +167,11 @@ def load(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
       UserError: no such file, no ``get_config`` in it, or it raised.
       ConfigError: a malformed override.
     """
-    config = _run_get_config(pathlib.Path(path))
+    return override(_run_get_config(pathlib.Path(path)), overrides)
+
+
+def override(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Applies settings such as ``moe.top_k=4`` to nested dictionaries, in place; see ``load``."""
     for setting in overrides:
         name, equals, text = setting.partition("=")
         check(bool(equals and name), f"--config.{name}", text, "write it as --config.FIELD=VALUE")

@@ -150,7 +150,10 @@ def test_usage_errors_exit_with_2(capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["train", "plan", "ledger", "tokenize", "generate", "bench"])
+COMMANDS = ("train", "plan", "ledger", "tokenize", "generate", "bench", "import", "export")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as exit_info:
         cli.main([command, "--help"])
@@ -205,6 +208,19 @@ def test_plan_of_a_published_model(capsys):
     assert plan["dollars"]["rental"] == pytest.approx(2.0 * hours, rel=1e-6)
 
 
+def test_plan_of_a_hugging_face_config(tmp_path, capsys):
+    values = dict(
+        model_type="mixtral", vocab_size=32000, hidden_size=4096, num_hidden_layers=32,
+        num_attention_heads=32, num_key_value_heads=8, intermediate_size=14336,
+        num_local_experts=8, num_experts_per_tok=2, rms_norm_eps=1e-5, rope_theta=1e6,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    flags = ["--tokens=1e12", "--mfu=0.4", "--price=2.0"]
+    plan = json_of(capsys, ["plan", f"--hf-config={tmp_path / 'config.json'}", *flags])
+    assert plan == json_of(capsys, ["plan", "--model=mixtral_8x7b", *flags])
+
+
 BAD_PLANS = {
     "neither": ([], "--model"),
     "unknown model": (["--model=mixtral_8x7", "--tokens=1e9"], "mixtral_8x7b"),
@@ -212,6 +228,8 @@ BAD_PLANS = {
     "negative tokens": (["--model=mixtral_8x7b", "--tokens=-1"], "above zero"),
     "unknown chip": (["--model=mixtral_8x7b", "--tokens=1e9", "--hardware=h100_sx"], "h100_sxm"),
     "not a price": (["--model=mixtral_8x7b", "--tokens=1e9", "--price=nan"], "price"),
+    "two models": (["--model=mixtral_8x7b", "--hf-config=config.json"], "either"),
+    "no config.json": (["--hf-config=/no/config.json", "--tokens=1e9"], "/no/config.json"),
     "utilisation": (["--model=mixtral_8x7b", "--tokens=1e9", "--mfu=40"], "mfu"),
 }
 

@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from moejax.models import ModelConfig, Transformer
 from moejax.models.layers import compute_dtype
-from moejax.moe.experts import Experts, apply_batched
+from moejax.moe.experts import apply_batched, held_experts
+from moejax.moe.layer import MoELayer
 from moejax.moe.routers import Router, Routing
 from moejax.moe.routers.rows import GatheredRows, TokenRows
 from moejax.parallel import axis_rules
@@ -253,13 +254,16 @@ def expert_outputs(
         experts' input is not applied.
     """
     moe, dtype = config.moe, compute_dtype(config.dtype)
-    width = moe.latent_dim or x.shape[-1]
-    experts = Experts(moe.num_experts, moe.d_expert, gate_rank=moe.gate_rank)
-    weights, _ = experts.apply({"params": layer["experts"]}, width, dtype)
+    width, low = moe.latent_dim or x.shape[-1], config.precision == "fp8"
+    experts = MoELayer.make_experts(moe)
+    held = {"params": layer["experts"]}
+    weights, _ = experts.apply(held, width, jnp.dtype("float32") if low else dtype)
+    weights = held_experts(weights) if low else weights
     rows = x.astype(dtype)
     if moe.latent_dim:
         rows = rows @ layer["latent_in"].astype(dtype)
-    outputs = apply_batched(weights, jnp.broadcast_to(rows, (moe.num_experts, *rows.shape)))
+    each = jnp.broadcast_to(rows, (moe.num_experts, *rows.shape))
+    outputs = apply_batched(weights, each, jnp.ones((*each.shape[:2], 1), dtype))
     if moe.latent_dim:
         outputs = outputs @ layer["latent_out"].astype(dtype)
     return outputs.astype(jnp.float32)

@@ -128,8 +128,9 @@ class GroupedQueryAttention(nn.Module):
         config, options = self.config, self.config.attention
         width, biased = config.head_dim, options.bias != "none"
         heads = lambda name, count, axis: Linear(
-            (count, width), ("embed", axis, "head_dim"), 1, config.init_std, biased, name=name
-        )(x)
+            (count, width), ("embed", axis, "head_dim"), 1, config.init_std, biased,
+            config.precision, name=name,
+        )(x)  # fmt: skip
         query = self._place(heads("query", options.num_heads, "heads"), "query_norm", positions)
         key = self._place(heads("key", options.kv_heads, "kv_heads"), "key_norm", positions)
         value = heads("value", options.kv_heads, "kv_heads")
@@ -146,7 +147,10 @@ class GroupedQueryAttention(nn.Module):
             window=self.window, whole=whole,
         )  # fmt: skip
         axes = ("heads", "head_dim", "embed")
-        out = Linear((x.shape[-1],), axes, 2, config.init_std, options.bias == "all", name="out")
+        out = Linear(
+            (x.shape[-1],), axes, 2, config.init_std, options.bias == "all", config.precision,
+            name="out",
+        )  # fmt: skip
         return out(mixed), cache
 
     def _place(

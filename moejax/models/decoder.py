@@ -57,7 +57,7 @@ class Layer(nn.Module):
         x = nn.with_logical_constraint(x + mixed, ("batch", "length", "embed_act"))
         inner, stats = norm("ffn_norm")(x), {}
         if is_moe(self.kind):
-            out = MoELayer(config.moe, config.init_std, name="moe")(
+            out = MoELayer(config.moe, config.init_std, config.precision, name="moe")(
                 tokens.replace(x=inner, layer=carry.layer, previous_logits=carry.logits)
             )
             y, stats = out.y, out.stats
@@ -65,7 +65,8 @@ class Layer(nn.Module):
             if carry.logits is not None:
                 carry = carry.replace(logits=out.logits)
         else:
-            y = SwiGLU(config.dense_width, config.init_std, name="ffn")(inner)
+            ffn = SwiGLU(config.dense_width, config.init_std, config.precision, name="ffn")
+            y = ffn(inner)
         x = nn.with_logical_constraint(x + y, ("batch", "length", "embed_act"))
         return carry.replace(x=x), stats, cache
 

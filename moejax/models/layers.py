@@ -1,9 +1,13 @@
 """Small layers that every block uses: RMSNorm, and a linear map over several axes."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from moejax.numerics import Precision, quantized_matmul
 
 DType = jnp.dtype
 
@@ -38,6 +42,29 @@ def kernel_init(init_std: float, num_inputs: int, ndim: int) -> nn.initializers.
     return nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", inputs, outputs)
 
 
+def linear(
+    x: Float[Array, "..."], kernel: Float[Array, "..."], num_inputs: int, precision: Precision
+) -> Float[Array, "..."]:
+    """The last ``num_inputs`` axes of x, as one, times a kernel whose first axes they are.
+
+    Args:
+      x: inputs; in FP8 the axis before those is that of a sequence's tokens.
+      kernel: the float32 master.
+      num_inputs: how many axes are contracted.
+      precision: of the product.
+
+    Returns:
+      The kernel's other axes in the place of those contracted, in x's type.
+    """
+    first = x.ndim - num_inputs
+    if precision == "fp8":
+        size = math.prod(x.shape[first:])
+        y = quantized_matmul(x.reshape(*x.shape[:first], size), kernel.reshape(size, -1))
+        return y.reshape(*x.shape[:first], *kernel.shape[num_inputs:])
+    contracted = tuple(range(first, x.ndim)), tuple(range(num_inputs))
+    return jax.lax.dot_general(x, kernel.astype(x.dtype), (contracted, ((), ())))
+
+
 class Linear(nn.Module):
     """A linear map over the last ``num_inputs`` axes of x to new axes.
 
@@ -47,6 +74,7 @@ class Linear(nn.Module):
       num_inputs: how many of the last axes of x are contracted.
       init_std: deviation of the initial kernel; 0 scales by fan-in.
       bias: whether to add a bias, zeros at first.
+      precision: of the product.
     """
 
     features: tuple[int, ...]
@@ -54,6 +82,7 @@ class Linear(nn.Module):
     num_inputs: int = 1
     init_std: float = 0.0
     bias: bool = False
+    precision: Precision = "native"
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -62,9 +91,7 @@ class Linear(nn.Module):
         kernel = self.param(
             "kernel", nn.with_logical_partitioning(init, self.axes), shape, jnp.float32
         )
-        inputs = tuple(range(self.num_inputs))
-        contracted = tuple(range(x.ndim - self.num_inputs, x.ndim))
-        y = jax.lax.dot_general(x, kernel.astype(x.dtype), ((contracted, inputs), ((), ())))
+        y = linear(x, kernel, self.num_inputs, self.precision)
         if not self.bias:
             return y
         init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[self.num_inputs :])

@@ -13,9 +13,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from moejax.models.attend import attend
 from moejax.models.attention import write
-from moejax.models.layers import DType, Linear, RMSNorm, kernel_init
+from moejax.models.layers import DType, Linear, RMSNorm, kernel_init, linear
 from moejax.models.model_config import ModelConfig
 from moejax.models.rope import frequencies, rotate
+from moejax.numerics import Precision
 
 
 @struct.dataclass
@@ -55,6 +56,7 @@ class KeyValueUp(nn.Module):
       width: channels of a value.
       latent: width of the latent, r.
       init_std: deviation of the initial kernel; 0 scales by fan-in.
+      precision: of the product with whole rows; absorbed, for cached decoding, it is ``native``.
     """
 
     heads: int
@@ -62,6 +64,7 @@ class KeyValueUp(nn.Module):
     width: int
     latent: int
     init_std: float = 0.0
+    precision: Precision = "native"
 
     def setup(self) -> None:
         init = nn.with_logical_partitioning(
@@ -74,7 +77,7 @@ class KeyValueUp(nn.Module):
         self, latent: Float[Array, "B S r"]
     ) -> tuple[Float[Array, "B S H n"], Float[Array, "B S H v"]]:
         """Keys and values of every head."""
-        both = jnp.einsum("bsr,rhw->bshw", latent, self.kernel.astype(latent.dtype))
+        both = linear(latent, self.kernel, 1, self.precision)
         return both[..., : self.nope], both[..., self.nope :]
 
     def absorb_query(self, query: Float[Array, "B S H n"]) -> Float[Array, "B S H r"]:
@@ -115,19 +118,22 @@ class MultiHeadLatentAttention(nn.Module):
         """
         config, options = self.config, self.config.attention
         std, biased, rank = config.init_std, options.bias == "all", options.kv_lora_rank
+        precision = config.precision
         turning = frequencies(options.rope_theta, options.rope_head_dim, options.rope)
         turn = lambda part: rotate(part, positions, turning, options.rope.cos_sin_factor)
         query = self._query(x)
         still, turned = jnp.split(query, [options.nope_head_dim], axis=-1)
         turned = turn(turned)
         down = Linear(
-            (rank + options.rope_head_dim,), ("embed", None), 1, std, biased, name="kv_down"
-        )(x)
+            (rank + options.rope_head_dim,), ("embed", None), 1, std, biased, precision,
+            name="kv_down",
+        )(x)  # fmt: skip
         latent = RMSNorm(options.latent_norm_eps, name="kv_norm")(down[..., :rank])
         shared = turn(down[..., None, rank:])
         up = KeyValueUp(
-            options.num_heads, options.nope_head_dim, options.v_head_dim, rank, std, name="kv_up"
-        )
+            options.num_heads, options.nope_head_dim, options.v_head_dim, rank, std, precision,
+            name="kv_up",
+        )  # fmt: skip
         scale = config.head_dim**-0.5 * options.rope.softmax_factor
         if cache is None:
             key, value = up(latent)
@@ -146,17 +152,20 @@ class MultiHeadLatentAttention(nn.Module):
             mixed = attend(query, entries, entries, mask, name="xla", scale=scale, whole=False)
             mixed = up.values(mixed[..., :rank])
         axes = ("heads", "head_dim", "embed")
-        return Linear((x.shape[-1],), axes, 2, std, biased, name="out")(mixed), cache
+        out = Linear((x.shape[-1],), axes, 2, std, biased, precision, name="out")
+        return out(mixed), cache
 
     def _query(self, x: Float[Array, "B S D"]) -> Float[Array, "B S H d"]:
         """Queries, by a matrix of low rank with a norm between, or by a full one."""
         config, options = self.config, self.config.attention
         std, heads = config.init_std, (options.num_heads, config.head_dim)
         if not options.q_lora_rank:
-            return Linear(heads, ("embed", "heads", "head_dim"), 1, std, name="query")(x)
+            axes = ("embed", "heads", "head_dim")
+            return Linear(heads, axes, 1, std, precision=config.precision, name="query")(x)
         down = Linear(
             (options.q_lora_rank,), ("embed", None), 1, std, options.bias == "all",
-            name="query_down",
+            config.precision, name="query_down",
         )(x)  # fmt: skip
         down = RMSNorm(options.latent_norm_eps, name="query_norm")(down)
-        return Linear(heads, ("latent", "heads", "head_dim"), 1, std, name="query_up")(down)
+        axes = ("latent", "heads", "head_dim")
+        return Linear(heads, axes, 1, std, precision=config.precision, name="query_up")(down)

@@ -6,6 +6,7 @@ from typing import Literal
 from moejax.config import check, check_not_negative, check_positive, nearest
 from moejax.models.attention_config import AttentionConfig
 from moejax.moe.moe_config import MoEConfig
+from moejax.numerics import Precision
 
 # A layer's kind names its feed-forward, and whether its attention has a window.
 LAYER_KINDS = ("dense", "moe", "dense_window", "moe_window")
@@ -46,6 +47,11 @@ class ModelConfig:
       norm_eps: epsilon of RMSNorm.
       dtype: compute type; ``auto`` is float32 on a CPU and bfloat16 elsewhere. Parameters, the
         router, norms, logits and the loss are float32 always.
+      precision: of the products of linear maps: those of attention, dense layers and experts,
+        shared and routed. ``native`` is ``dtype``'s; ``fp8`` simulates DeepSeek-V3's recipe (arXiv
+        2412.19437, section 3.3) in float32, on any platform: for the study of its error, and
+        slower than ``native``. See ``moejax.numerics.fp8``. Embedding, head, router, norms and
+        attention itself stay as they are.
       remat: what the backward pass recomputes: ``none``, ``dots`` (all but the outputs of matrix
         products) or ``full`` (every layer).
       loss_chunk: positions of each row whose logits exist at once in the loss; 0 means all.
@@ -65,6 +71,7 @@ class ModelConfig:
     embedding_multiplier: float = 1.0
     norm_eps: float = 1e-6
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "native"
     remat: Literal["none", "dots", "full"] = "none"
     loss_chunk: int = 0
     init_std: float = 0.0

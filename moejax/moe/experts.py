@@ -1,5 +1,6 @@
 """The experts' weights and arithmetic. They know nothing of routing."""
 
+import functools
 from typing import Literal
 
 import flax.linen as nn
@@ -7,6 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
+
+from moejax.numerics import Precision, held_weights, quantized_matmul
+from moejax.numerics.fp8 import held_matmul
 
 Activation = Literal["swiglu", "clamped_swiglu"]
 
@@ -24,6 +28,7 @@ class ExpertWeights:
       gate_up_bias: added to the first product; None without biases.
       down_bias: added to the second, and so weighted by the gate.
       activation: between the two; see ``activate``.
+      precision: of both products; see ``held_experts``.
     """
 
     gate_up: Float[Array, "E D 2 F"]
@@ -31,6 +36,7 @@ class ExpertWeights:
     gate_up_bias: Float[Array, "E 2 F"] | None = None
     down_bias: Float[Array, "E D"] | None = None
     activation: Activation = struct.field(pytree_node=False, default="swiglu")
+    precision: Precision = struct.field(pytree_node=False, default="native")
 
     @property
     def num_experts(self) -> int:
@@ -120,10 +126,12 @@ class SwiGLU(nn.Module):
     Attributes:
       width: hidden width.
       init_std: deviation of the initial weights; 0 scales by fan-in.
+      precision: of the products.
     """
 
     width: int
     init_std: float = 0.0
+    precision: Precision = "native"
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
@@ -137,6 +145,10 @@ class SwiGLU(nn.Module):
         down = self.param(
             "down", _init(self.init_std, ("mlp", "embed"), 0, 1), (self.width, d_model), jnp.float32
         )
+        if self.precision == "fp8":
+            # Two matrices, whose blocks are their own.
+            both = jnp.stack([quantized_matmul(x, gate_up[:, i]) for i in range(2)], axis=-2)
+            return quantized_matmul(swiglu(both), down)
         both = jnp.einsum("...d,dgf->...gf", x, gate_up.astype(x.dtype))
         return jnp.matmul(swiglu(both), down.astype(x.dtype))
 
@@ -203,10 +215,48 @@ def activation_gradient(
     return gradients[name](both, d_hidden)
 
 
-def apply_batched(weights: ExpertWeights, rows: Float[Array, "E C D"]) -> Float[Array, "E C D"]:
-    """Each expert over its own rows."""
-    both = jnp.einsum("ecd,edgf->ecgf", rows, weights.gate_up)
+def held_experts(weights: ExpertWeights) -> ExpertWeights:
+    """The experts as the FP8 recipe holds them: matrices in blocks, biases as they are, float32.
+
+    What multiplies by them has to quantise its other operand, and its gradient: see
+    ``moejax.numerics.fp8``.
+    """
+    biases = weights.gate_up_bias, weights.down_bias
+    gate_up_bias, down_bias = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), biases)
+    return weights.replace(
+        gate_up=held_weights(weights.gate_up, (1, 3)), down=held_weights(weights.down, (1, 2)),
+        gate_up_bias=gate_up_bias, down_bias=down_bias, precision="fp8",
+    )  # fmt: skip
+
+
+def first_product(
+    rows: Float[Array, "R D"], weights: Float[Array, "D 2 F"], precision: Precision
+) -> Float[Array, "R 2 F"]:
+    """One expert's gate and up."""
+    if precision == "fp8":
+        return jnp.stack([held_matmul(rows, weights[:, i]) for i in range(2)], axis=1)
+    return jnp.einsum("td,dgf->tgf", rows, weights)
+
+
+def apply_batched(
+    weights: ExpertWeights, rows: Float[Array, "E C D"], gate: Float[Array, "E C 1"]
+) -> Float[Array, "E C D"]:
+    """Each expert over its own rows, weighted by their gates.
+
+    In FP8 the gates multiply what the second product reads, as in the dropless dispatchers: tiles
+    along the rows depend on it.
+    """
+    low = weights.precision == "fp8"
+    if low:
+        product = functools.partial(first_product, precision="fp8")
+        both = jax.vmap(product)(rows, weights.gate_up)
+    else:
+        both = jnp.einsum("ecd,edgf->ecgf", rows, weights.gate_up)
     if weights.gate_up_bias is not None:
         both += weights.gate_up_bias[:, None]
-    y = jnp.einsum("ecf,efd->ecd", activate(weights.activation, both), weights.down)
-    return y if weights.down_bias is None else y + weights.down_bias[:, None]
+    hidden = activate(weights.activation, both)
+    if low:
+        y = jax.vmap(held_matmul)(hidden * gate, weights.down)
+        return y if weights.down_bias is None else y + gate * weights.down_bias[:, None]
+    y = jnp.einsum("ecf,efd->ecd", hidden, weights.down)
+    return (y if weights.down_bias is None else y + weights.down_bias[:, None]) * gate

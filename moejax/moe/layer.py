@@ -12,10 +12,11 @@ from moejax.moe.choose import Choice, choose_here
 from moejax.moe.dispatch import dispatch, drop, expert_capacity
 from moejax.moe.exchange import exchange, rows_in_reach
 from moejax.moe.exchange.traffic import layer_traffic
-from moejax.moe.experts import Experts, ExpertWeights, SwiGLU
+from moejax.moe.experts import Experts, ExpertWeights, SwiGLU, held_experts
 from moejax.moe.moe_config import MoEConfig
 from moejax.moe.routers import ExpertProbe, Router, RouterInputs, find
 from moejax.moe.routers.base import matrix_init
+from moejax.numerics import Precision
 
 
 @struct.dataclass
@@ -45,16 +46,28 @@ class MoELayer(nn.Module):
     Attributes:
       config: options of the layer and of its router.
       init_std: deviation of the initial weights; 0 scales by fan-in.
+      precision: of the experts' products, routed and shared. The router, the maps into and out of
+        a latent space and the shared experts' gate are ``native`` always, and so is what a router
+        reads of the experts' weights.
     """
 
     config: MoEConfig
     init_std: float = 0.0
+    precision: Precision = "native"
 
     @staticmethod
     def make_router(config: MoEConfig, init_std: float = 0.0, **module_args) -> Router:
         """The router that a config names, unbound or as a submodule."""
         router = find(config.router.name)
         return router(config.router, config.num_experts, config.top_k, init_std, **module_args)
+
+    @staticmethod
+    def make_experts(config: MoEConfig, init_std: float = 0.0, **module_args) -> Experts:
+        """The routed experts of a config, unbound or as a submodule."""
+        return Experts(
+            config.num_experts, config.d_expert, init_std, config.gate_rank, config.expert_bias,
+            config.activation, **module_args,
+        )  # fmt: skip
 
     @nn.compact
     def __call__(self, inputs: RouterInputs) -> MoEOutput:
@@ -70,19 +83,19 @@ class MoELayer(nn.Module):
         config, x = self.config, inputs.x
         choice = choose_here(config)
         width = config.latent_dim or x.shape[-1]
-        experts = Experts(
-            config.num_experts, config.d_expert, self.init_std, config.gate_rank,
-            config.expert_bias, config.activation, name="experts",
-        )  # fmt: skip
-        weights, low_rank = experts(width, x.dtype)
-        run = lambda rows, expert, gate: _compute(config, choice, rows, expert, gate, weights)[0]
+        experts = self.make_experts(config, self.init_std, name="experts")
+        low = self.precision == "fp8"
+        weights, low_rank = experts(width, jnp.dtype("float32") if low else x.dtype)
+        # Held before they are cut over devices, so that blocks are the same on any mesh.
+        held = held_experts(weights) if low else weights
+        run = lambda rows, expert, gate: _compute(config, choice, rows, expert, gate, held)[0]
         probe = ExpertProbe(weights, low_rank, run)
         router = self.make_router(config, self.init_std, name="router")
         routing = router(inputs.replace(experts=probe))
         # Early, and fed by nothing that is exchanged: XLA may compute them while rows travel.
         shared = self._shared(x)
         rows = routing.rows.enter(self._latent("latent_in", x, width))
-        y, stats = _compute(config, choice, rows, routing.expert, routing.gate, weights)
+        y, stats = _compute(config, choice, rows, routing.expert, routing.gate, held)
         y = self._latent("latent_out", routing.rows.leave(y, x[..., :width]), x.shape[-1])
         for more in (shared, routing.bypass):
             y = y if more is None else y + more.astype(y.dtype)
@@ -103,7 +116,7 @@ class MoELayer(nn.Module):
         if not config.num_shared_experts:
             return None
         width = config.num_shared_experts * config.d_expert
-        y = SwiGLU(width, self.init_std, name="shared")(x)
+        y = SwiGLU(width, self.init_std, self.precision, name="shared")(x)
         if not config.shared_gate:
             return y
         init = nn.with_logical_partitioning(matrix_init(self.init_std), ("embed", None))
@@ -128,12 +141,14 @@ def _compute(
             expert, gate, num_experts=config.num_experts, group=rows.shape[1], slots=slots,
             policy=config.drop_policy,
         )  # fmt: skip
+    # What FP8 holds needs more bits than bfloat16's, scales included.
+    inputs = rows.astype(jnp.float32) if weights.precision == "fp8" else rows
     # Slots are a group's; a device may have to hold those of several.
     reach = rows_in_reach(choice.exchange, rows.shape[0])
     y, beyond = exchange(
-        choice.exchange, functools.partial(dispatch, choice.dispatch, slots=slots * reach), rows,
+        choice.exchange, functools.partial(dispatch, choice.dispatch, slots=slots * reach), inputs,
         expert, gate, weights, factor=config.exchange_factor,
         exact=config.exchange_overflow == "exact",
     )  # fmt: skip
     sent = layer_traffic(config, choice.exchange, rows, expert, beyond)
-    return y, {"dropped": dropped, **sent}
+    return y.astype(rows.dtype), {"dropped": dropped, **sent}

@@ -23,7 +23,7 @@ LOSS_CHUNK = 512
 # Of a step: the largest batch of Llama-3.1-405B (arXiv 2407.21783, section 3.4).
 MOST_TOKENS = 2**24
 MOST_DEVICES = 2**20
-MUON_BYTES = 4  # one FP32 moment of a matrix
+BF16_MOMENTS = 4  # bytes of AdamW's two in bfloat16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +123,8 @@ def remedies(
     results = [task.tried(change) for group in groups for change in group]
     if any(result["fits"] for result in results):
         return [result for result in results if result["fits"]]
-    # The strongest of each kind, one after another, and then more devices. Not another optimizer,
-    # which would be another training.
+    # The strongest of each kind, one after another, and then more devices; moments in bfloat16 by
+    # themselves only, since they change the training.
     together = start
     for kind in range(3):
         group = _changes(together)[kind]
@@ -192,7 +192,7 @@ class Change:
 def _changes(start: Change) -> list[list[Change]]:
     """Further changes by kind, in the order of what they cost a run; the strongest of a kind last.
 
-    Kinds: the loss in chunks, more micro-batches, rematerialisation, more of ``fsdp``, optimizer.
+    Kinds: the loss in chunks, more micro-batches, rematerialisation, more of ``fsdp``, moments.
     """
     model, rows, parts = start.model, start.placement.rows, start.placement.micro_batches
     chunk = start.with_flags(f"--config.model.loss_chunk={LOSS_CHUNK}", {"loss_chunk": LOSS_CHUNK})
@@ -208,8 +208,11 @@ def _changes(start: Change) -> list[list[Change]]:
     ]
     wider = [_wider(start, times) for times in (2, 4, 8, 16)]
     wider = [c for c in wider if _divides(model, "fsdp", c.placement.layout.fsdp)]
-    muon = start.with_flags("--config.optim.optimizer=muon", optimizer_bytes=MUON_BYTES)
-    return [[] if model.loss_chunk else [chunk], batches, remats, wider, [muon]]
+    moments = start.with_flags(
+        "--config.optim.moments_dtype=bfloat16", optimizer_bytes=BF16_MOMENTS
+    )
+    lighter = [moments] if start.placement.optimizer_bytes > BF16_MOMENTS else []
+    return [[] if model.loss_chunk else [chunk], batches, remats, wider, lighter]
 
 
 def _wider(start: Change, times: int) -> Change:

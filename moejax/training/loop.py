@@ -71,6 +71,7 @@ class Run:
     def _announce(self) -> None:
         lines = [format_plan(prepare.plan_run(self.setup)), prepare.epochs_line(self.setup)]
         setup = self.setup
+        lines += prepare.precision_lines(setup.config.model)
         lines += prepare.back_end_lines(setup.config.model.moe, setup.choice, setup.products)
         provenance = self.setup.dataset.provenance
         if "warning" in provenance:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers
 
@@ -28,6 +29,10 @@ class OptimConfig:
       beta1: AdamW's first decay rate.
       beta2: AdamW's second decay rate.
       momentum: Muon's momentum (Nesterov).
+      moments_dtype: type that AdamW keeps its moments in between steps; a step itself computes in
+        float32. DeepSeek-V3 keeps both in bfloat16 (arXiv 2412.19437, section 3.3.3). A second
+        moment with a ``beta2`` of 0.998 or more hardly moves there: a step changes it by less than
+        bfloat16 tells apart.
     """
 
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -41,6 +46,7 @@ class OptimConfig:
     beta1: float = 0.9
     beta2: float = 0.95
     momentum: float = 0.95
+    moments_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         check_positive("optim", self, "learning_rate")
@@ -85,6 +91,8 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     adamw = optax.adamw(
         rate, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=decay_mask
     )
+    if config.moments_dtype != "float32":
+        adamw = _kept_as(adamw, jnp.dtype(config.moments_dtype))
     if config.optimizer == "adamw":
         return optax.chain(clip, adamw)
     muon = optax.contrib.muon(
@@ -96,6 +104,27 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     )
     # optax's muon has an AdamW of its own for the other leaves, but no mask for its weight decay.
     return optax.chain(clip, optax.partition({"muon": muon, "adamw": adamw}, muon_labels))
+
+
+def state_bytes(config: OptimConfig) -> int:
+    """Bytes of optimizer state for each parameter, as if AdamW took them all."""
+    return 2 * jnp.dtype(config.moments_dtype).itemsize
+
+
+def _kept_as(
+    optimizer: optax.GradientTransformation, dtype: jnp.dtype
+) -> optax.GradientTransformation:
+    """An optimizer whose state's float arrays are kept in another type between updates."""
+
+    def cast(state, dtype):
+        floats = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
+        return jax.tree.map(lambda leaf: leaf.astype(dtype) if floats(leaf) else leaf, state)
+
+    def update(gradients, state, params=None):
+        updates, state = optimizer.update(gradients, cast(state, jnp.float32), params)
+        return updates, cast(state, dtype)
+
+    return optax.GradientTransformation(lambda params: cast(optimizer.init(params), dtype), update)
 
 
 def decay_mask(params: Params) -> Params:

@@ -15,6 +15,7 @@ from moejax.cost.plan import make_plan
 from moejax.cost.prices import Price
 from moejax.cost.published import published
 from moejax.cost.utilisation import Utilisation
+from moejax.interop.hf import config_from_hf
 from moejax.models.model_config import ModelConfig
 from moejax.models.presets import PRESETS
 from moejax.parallel import check_fits
@@ -30,18 +31,18 @@ _TRAINING = ("measured", "exchange", "overlap", "expert_devices", "compare")
 def plan(options: Namespace) -> dict[str, Any]:
     """The plan that the flags of ``moejax plan`` ask for.
 
-    Flags win over the config. With ``--model`` alone, the hardware is an H100, sequences have
-    4,096 positions and the mesh is the suggested one; tokens must be given. The config's own
-    tokens are its steps times its batch, padding counted; the plan that a run prints knows its text
-    and leaves padding out.
+    Flags win over the config. With ``--model`` or ``--hf-config`` alone, the hardware is an H100,
+    sequences have 4,096 positions and the mesh is the suggested one; tokens must be given. The
+    config's own tokens are its steps times its batch, padding counted; the plan that a run prints
+    knows its text and leaves padding out.
 
     With ``--budget`` there is neither config nor model: it chooses them (``plan_budget``). With
     ``--compare`` there are several chips and a table (``moejax.cost.compare``). ``--published``
     plans nothing: it rebuilds bills in print (``moejax.cost.published``).
 
     Raises:
-      UserError: neither or both of ``--config`` and ``--model``, flags that contradict each other,
-        or one out of range.
+      UserError: not exactly one of ``--config``, ``--model`` and ``--hf-config``, flags that
+        contradict each other, or one out of range.
     """
     if options.published is not None:
         return _published(options)
@@ -50,8 +51,8 @@ def plan(options: Namespace) -> dict[str, Any]:
     for flag in ("law", "output"):
         check(getattr(options, flag) is None, f"--{flag}", getattr(options, flag),
               "belongs to --budget; leave it out")  # fmt: skip
-    if bool(options.config) == bool(options.model):
-        raise UserError("give either --config=FILE or --model=NAME")
+    if sum(map(bool, (options.config, options.model, options.hf_config))) != 1:
+        raise UserError("give either --config=FILE, --model=NAME or --hf-config=config.json")
     _check_numbers(options)
     check(
         options.mfu is None or not options.measured, "--mfu", options.mfu,
@@ -63,8 +64,10 @@ def plan(options: Namespace) -> dict[str, Any]:
 
 
 def _published(options: Namespace) -> dict[str, Any]:
-    others = ("config", "model", "budget", "tokens", "seq_len", "hardware", "devices", "price",
-              "price_kind", "price_book", "region", "mfu", "law", "output", *_TRAINING)  # fmt: skip
+    others = (
+        "config", "model", "hf_config", "budget", "tokens", "seq_len", "hardware", "devices",
+        "price", "price_kind", "price_book", "region", "mfu", "law", "output", *_TRAINING,
+    )  # fmt: skip
     for flag in others:
         value = getattr(options, flag)
         check(value is None, f"--{flag.replace('_', '-')}", value,
@@ -90,7 +93,7 @@ def _check_exchange(options: Namespace, model: ModelConfig) -> None:
 
 
 def _of_budget(options: Namespace) -> dict[str, Any]:
-    for flag in ("config", "model", "tokens", *_TRAINING):
+    for flag in ("config", "model", "hf_config", "tokens", *_TRAINING):
         value = getattr(options, flag)
         reason = "is what --budget chooses; leave out one of the two"
         if flag in _TRAINING:
@@ -136,14 +139,21 @@ class _Subject:
         return utilisation.assumed(chip, self.model, self.seq_len)
 
 
-def _model_subject(options: Namespace) -> _Subject:
+def _model(options: Namespace) -> ModelConfig:
+    if options.hf_config:
+        return config_from_hf(options.hf_config)
     known = options.model in PRESETS
     check(known, "--model", options.model, f"no such model; {nearest(options.model, PRESETS)}")
+    return PRESETS[options.model]
+
+
+def _model_subject(options: Namespace) -> _Subject:
+    model = _model(options)
     if options.tokens is None:
         raise ConfigError("--tokens", None, "a published model needs the tokens to train it on")
     cost = with_flags(CostConfig(hardware=options.hardware or DEFAULT_HARDWARE), options)
     seq_len = options.seq_len or DEFAULT_SEQ_LEN
-    return _Subject(PRESETS[options.model], options.tokens, seq_len, cost)
+    return _Subject(model, options.tokens, seq_len, cost)
 
 
 def _config_subject(options: Namespace) -> _Subject:

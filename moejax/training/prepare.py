@@ -8,7 +8,7 @@ import optax
 
 from moejax.config import UserError, check
 from moejax.cost import counts, hardware, prices, utilisation
-from moejax.cost.memory import ADAM_BYTES, Layout, Placement
+from moejax.cost.memory import Layout, Placement
 from moejax.cost.plan import make_plan
 from moejax.data import TextDataset, epochs, open_dataset
 from moejax.models import ModelConfig
@@ -18,11 +18,12 @@ from moejax.moe.choose import Choice, choose
 from moejax.moe.dispatch.capacity import LEAKING_POLICIES
 from moejax.moe.exchange import local_sizes
 from moejax.parallel import MeshConfig, check_fits, make_mesh
-from moejax.parallel.layout import MUON_BYTES, remedies
-from moejax.training.optimizers import OptimConfig, learning_rate, make_optimizer
+from moejax.parallel.layout import remedies
+from moejax.training.optimizers import OptimConfig, learning_rate, make_optimizer, state_bytes
 from moejax.training.run_config import RunConfig
 
 EPOCHS_WITHOUT_WARNING = 4.0
+MUON_BYTES = 4  # one FP32 moment of a matrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +154,9 @@ def grouped_products(
     )
     width = moe.d_expert // jax.sharding.get_abstract_mesh().shape["tensor"]
     layer = Layer(tokens, moe.latent_dim or model.d_model, width, experts, choices)
-    return describe(layer, compute_dtype(model.dtype).name)
+    # What FP8 holds is multiplied in float32.
+    dtype = "float32" if model.precision == "fp8" else compute_dtype(model.dtype).name
+    return describe(layer, dtype)
 
 
 def make_billing(config: RunConfig, mesh: jax.sharding.Mesh) -> Billing:
@@ -217,13 +220,14 @@ def placement_of(config: RunConfig, layout: Layout) -> Placement:
 
 
 def optimizer_bytes(optim: OptimConfig, model: ModelConfig) -> float:
-    """Bytes of optimizer state for each parameter: two FP32 moments, one where Muon takes it."""
+    """Bytes of optimizer state for each parameter: AdamW's moments, or Muon's one in float32."""
+    adam = state_bytes(optim)
     if optim.optimizer == "adamw":
-        return ADAM_BYTES
+        return adam
     params = counts.count(model, 1).params
     parts = params.by_component
     others = sum(parts[name] for name in ("embedding", "head", "router", "norms"))
-    return MUON_BYTES + (ADAM_BYTES - MUON_BYTES) * others / (params.total + params.mtp)
+    return MUON_BYTES + (adam - MUON_BYTES) * others / (params.total + params.mtp)
 
 
 def with_remedies(plan: dict, model: ModelConfig, placement: Placement) -> dict:
@@ -268,6 +272,16 @@ def back_end_lines(
     for name, product in (products or {}).items():
         lines.append(f"  {name:<26}{product['backend']} ({product['why']})")
     return lines + [f"warning: {text}" for text in leaks(moe, choice)]
+
+
+def precision_lines(model: ModelConfig) -> list[str]:
+    """How low-precision products are computed; nothing where they are ``native``."""
+    if model.precision == "native":
+        return []
+    return [
+        "precision   fp8: DeepSeek-V3's recipe simulated in float32 (attention's projections, "
+        "dense layers, experts); no product runs on FP8 hardware"
+    ]
 
 
 def leaks(moe: MoEConfig | None, choice: Choice | None) -> list[str]:

@@ -1,5 +1,6 @@
 """A look into routers from outside: what is captured, and what masking changes."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ import tiny
 from moejax.analysis import probe, routing
 from moejax.models import Transformer
 from moejax.moe import MoEConfig, router_options
+from moejax.moe.layer import MoELayer
 from moejax.moe.routers import (
     DeepSeekV3Router,
     RouterInputs,
@@ -221,7 +223,10 @@ def test_gradients_are_those_of_the_loss(variables, reference):
     assert np.any(auxiliary) and tiny.relative_error(auxiliary + full, both) < 1e-4
 
 
-@pytest.mark.parametrize("options", [{}, {"latent_dim": 4}, {"gate_rank": 3}])
+GPT_OSS = {"expert_bias": True, "activation": "clamped_swiglu"}
+
+
+@pytest.mark.parametrize("options", [{}, {"latent_dim": 4}, {"gate_rank": 3}, GPT_OSS])
 def test_outputs_of_all_experts(options):
     # Against a loop in float64: silu(x W_gate) · (x W_up), then W_down, between the latent matrices
     # where there are some.
@@ -239,6 +244,30 @@ def test_outputs_of_all_experts(options):
             gate, up = rows @ own["gate_in"][i] @ own["gate_out"][i], rows @ own["up"][i]
         else:
             gate, up = rows @ own["gate_up"][i, :, 0], rows @ own["gate_up"][i, :, 1]
-        y = (gate / (1 + np.exp(-gate)) * up) @ own["down"][i]
+        if "gate_up_bias" in own:
+            # Within gpt-oss's limits of 7, which these numbers do not reach.
+            gate, up = gate + own["gate_up_bias"][i, 0], up + own["gate_up_bias"][i, 1]
+            assert max(np.abs(gate).max(), np.abs(up).max()) < 7
+            y = (gate / (1 + np.exp(-1.702 * gate)) * (up + 1)) @ own["down"][i]
+            y += own["down_bias"][i]
+        else:
+            y = (gate / (1 + np.exp(-gate)) * up) @ own["down"][i]
         y = y @ wide["latent_out"] if "latent_out" in wide else y
         assert tiny.relative_error(got[i], y) < 1e-5
+
+
+def test_outputs_of_all_experts_in_fp8_are_those_of_the_layer():
+    moe = MoEConfig(3, 3, 5, router=router_options({"name": "softmax_topk"}))
+    config = tiny.dense_config(moe=moe, num_layers=1, precision="fp8")
+    params = nn.meta.unbox(tiny.variables(config)["params"])["segment_0"]["layer_0"]["moe"]
+    layer = jax.tree.map(lambda leaf: leaf[0], params)
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(4, 16)), jnp.float32)
+    got = probe.expert_outputs(config, layer, x)
+    native = probe.expert_outputs(dataclasses.replace(config, precision="native"), layer, x)
+    assert 1e-3 < tiny.relative_error(got, native) < 0.1
+    # All experts are chosen, so that the layer's output is theirs weighted by the gates.
+    inputs = RouterInputs(x[None], jnp.ones((1, 4), bool))
+    y = MoELayer(moe, precision="fp8").apply({"params": layer}, inputs).y[0]
+    gates = jax.nn.softmax(x @ layer["router"]["kernel"], axis=-1)
+    # The layer quantises activations times gates, here once each, so that both round otherwise.
+    assert tiny.relative_error(jnp.einsum("te,etd->td", gates, got), y) < 0.03

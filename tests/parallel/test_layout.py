@@ -121,10 +121,12 @@ def test_more_devices_share_the_batch():
     assert "--config.mesh.fsdp=4 --config.train.micro_batches=2" in [r["change"] for r in halves]
 
 
-def test_another_optimizer_is_offered_by_itself_only():
-    found = changes(V3, layout=Layout(fsdp=8, expert=8))
-    muon = [remedy for remedy in found if "muon" in remedy["change"]]
-    assert [remedy["change"] for remedy in muon] == ["--config.optim.optimizer=muon"]
+def test_moments_in_bfloat16_are_offered_by_themselves_only():
+    flag, place = "--config.optim.moments_dtype=bfloat16", Layout(fsdp=8, expert=8)
+    offered = [remedy["change"] for remedy in changes(V3, layout=place)]
+    assert [change for change in offered if "moments" in change] == [flag]
+    light = [remedy["change"] for remedy in changes(V3, layout=place, optimizer_bytes=4)]
+    assert flag not in light
 
 
 def test_devices_must_be_some():

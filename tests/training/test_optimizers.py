@@ -16,6 +16,7 @@ from moejax.training.optimizers import (
     make_optimizer,
     muon_dimensions,
     muon_labels,
+    state_bytes,
 )
 
 
@@ -255,3 +256,36 @@ def test_clipping_scales_by_the_global_norm():
     moment = optax.tree_utils.tree_get(state, "mu")
     np.testing.assert_allclose(moment["embedding"], [0.06], rtol=1e-5)
     np.testing.assert_allclose(moment["head"], [0.08], rtol=1e-5)
+
+
+def test_adamws_moments_in_bfloat16_are_rounded_between_steps_only():
+    rng = np.random.default_rng(0)
+    draw = lambda: {"embedding": rng.normal(size=(8, 4)).astype(np.float32)}
+    params, gradients = draw(), [draw(), draw()]
+    config = OptimConfig(
+        learning_rate=0.5, warmup_steps=0, clip_norm=0.0, weight_decay=0.0, moments_dtype="bfloat16"
+    )
+    assert state_bytes(config) == 4 and state_bytes(OptimConfig()) == 8
+    optimizer = make_optimizer(config, 1000)
+    state = jax.jit(optimizer.init)(params)
+    kept = lambda state: [a for a in jax.tree.leaves(state) if a.shape]
+    assert [a.dtype for a in kept(state)] == [jnp.bfloat16] * 2
+    round_down = lambda values: np.asarray(jnp.asarray(values, jnp.bfloat16), np.float64)
+    mu = nu = np.zeros((8, 4))
+    for step, gradient in enumerate(gradients, 1):
+        updates, state = jax.jit(optimizer.update)(gradient, state, params)
+        g = gradient["embedding"].astype(np.float64)
+        mu, nu = 0.9 * mu + 0.1 * g, 0.95 * nu + 0.05 * g**2
+        wanted = -0.5 * (mu / (1 - 0.9**step)) / (np.sqrt(nu / (1 - 0.95**step)) + 1e-8)
+        assert tiny.relative_error(updates["embedding"], wanted) < 1e-4
+        mu, nu = round_down(mu), round_down(nu)
+        for got, moment in zip(kept(state), (mu, nu), strict=True):
+            # A sum on the edge between two numbers of bfloat16 may fall to either side.
+            assert np.mean(np.asarray(got, np.float64) != moment) < 0.1
+
+
+def test_muons_rest_keeps_its_moments_so_as_well(params):
+    config = OptimConfig(optimizer="muon", moments_dtype="bfloat16")
+    state = jax.eval_shape(make_optimizer(config, 100).init, params)
+    kinds = [leaf.dtype for leaf in jax.tree.leaves(state) if leaf.shape]
+    assert jnp.dtype("bfloat16") in kinds and jnp.dtype("float32") in kinds

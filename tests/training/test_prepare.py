@@ -14,6 +14,7 @@ from moejax.training.prepare import (
     back_end_lines,
     choose_back_ends,
     grouped_products,
+    precision_lines,
 )
 
 
@@ -30,6 +31,12 @@ def test_both_choices_with_their_reasons():
     assert lines(dispatch="dense_loop", exchange="none") == [
         "dispatch    dense_loop (config)", "exchange    none (config)",
     ]  # fmt: skip
+
+
+def test_the_log_says_that_fp8_is_simulated():
+    assert precision_lines(tiny.moe_config()) == []
+    (line,) = precision_lines(tiny.moe_config(precision="fp8"))
+    assert "simulated in float32" in line and "no product runs on FP8 hardware" in line
 
 
 def test_a_warning_where_drops_leak():

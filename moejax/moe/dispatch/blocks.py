@@ -17,8 +17,10 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from moejax.moe.dispatch.biases import add_down_bias
+from moejax.moe.dispatch.held import Held
 from moejax.moe.dispatch.sorting import sort_assignments
 from moejax.moe.experts import ExpertWeights, activate, activation_gradient
+from moejax.numerics.fp8 import TILE
 
 # Rows of a step of a loop: large enough for the products, small enough for the cache.
 STEP_ROWS = 512
@@ -67,16 +69,21 @@ class BlockPlan:
     blocks: tuple[Blocks, ...]
 
 
-def block_sizes(assignments: int, num_experts: int) -> tuple[BlockSize, ...]:
+def block_sizes(assignments: int, num_experts: int, least: int = 8) -> tuple[BlockSize, ...]:
     """Large blocks of at most an expert's fair share, and small ones for what is left over.
 
     Measured on two CPU cores at D256 F128: from 8 to 128 experts, balanced and skewed, other
     sizes and a third one were slower or within the noise.
+
+    Args:
+      assignments: T · K.
+      num_experts: E.
+      least: fewest rows of a block, a power of two up to 128.
     """
     share = max(1, assignments // num_experts)
-    large = min(LARGEST_BLOCK, max(8, 1 << (share.bit_length() - 1)))
+    large = min(LARGEST_BLOCK, max(least, 1 << (share.bit_length() - 1)))
     small = min(128, large // 2)
-    sizes = (large, small) if small >= 8 else (large,)
+    sizes = (large, small) if small >= least else (large,)
     return tuple(BlockSize(rows, max(1, min(STEP_ROWS, assignments) // rows)) for rows in sizes)
 
 
@@ -131,13 +138,17 @@ def blocks(
       x: token vectors.
       expert: chosen experts; indices of E and above are computed by nobody here.
       gate: combine weights.
-      weights: the experts.
-      sizes: block sizes, each a multiple of the next; chosen by ``block_sizes`` where None.
+      weights: the experts. In FP8 the tiles of the weights' gradients are 128 rows of an expert
+        in the order of the assignments, the last tile's rest empty.
+      sizes: block sizes, each a multiple of the next; chosen by ``block_sizes`` where None. In FP8
+        each a multiple of 128.
 
     Returns:
       The combined outputs, summed in float32.
     """
-    sizes = sizes or block_sizes(expert.size, weights.num_experts)
+    # A block of the last size must hold a whole tile.
+    least = TILE if weights.precision == "fp8" else 8
+    sizes = sizes or block_sizes(expert.size, weights.num_experts, least)
     plan = plan_blocks(expert, weights.num_experts, sizes)
     y = _blocks(x, gate, weights.replace(down_bias=None), plan, sizes)
     return add_down_bias(y, expert, gate, weights)
@@ -251,23 +262,25 @@ def _halves(both: Float[Array, "r 2F"]) -> Float[Array, "r 2 F"]:
 
 
 def _forward(x, gate, weights, plan, sizes):
-    up = _flat(weights)
+    up, held = _flat(weights), Held(weights.precision)
 
     def body(step, carry):
         saved, y = carry
-        both = _add_bias(_multiply(_rows(x, step), up, step), weights.gate_up_bias, step)
-        hidden = activate(weights.activation, _halves(both)) * step.gate
+        both = _multiply(held.rows(_rows(x, step)), up, step)
+        both = _add_bias(both, weights.gate_up_bias, step)
+        hidden = held.rows(activate(weights.activation, _halves(both)) * step.gate)
         out = _multiply(hidden, weights.down, step, preferred_element_type=jnp.float32)
         return _put(saved, both, step.at), _add(y, step, out)
 
     start = jnp.zeros((len(plan.source), up.shape[-1]), x.dtype), jnp.zeros(x.shape, jnp.float32)
-    both, y = _run(plan, gate, sizes, x.dtype, body, start)
+    with held.exactly():
+        both, y = _run(plan, gate, sizes, x.dtype, body, start)
     return y.astype(x.dtype), (x, gate, weights, plan, both)
 
 
 def _backward(sizes, saved, d_y):
     x, gate, weights, plan, both = saved
-    up, name = _flat(weights), weights.activation
+    up, name, held = _flat(weights), weights.activation, Held(weights.precision)
 
     def body(step, carry):
         d_x, d_gate, d_up, d_down, d_bias = carry
@@ -276,21 +289,24 @@ def _backward(sizes, saved, d_y):
         act = activate(name, _halves(first))
         d_out = _rows(d_y, step)
         # Before the gate's factor: its product with the activations is the gate's own gradient.
-        d_act = _multiply_transposed(d_out, weights.down, step)
+        d_act = _multiply_transposed(held.rows(d_out), weights.down, step)
         d_gate = _put(d_gate, jnp.sum((d_act * act).astype(jnp.float32), axis=-1), step.at)
         d_first = activation_gradient(name, _halves(first), d_act * step.gate)
         d_first = d_first.reshape(first.shape)
-        d_x = _add(d_x, step, _multiply_transposed(d_first, up, step))
-        d_up = _add_products(d_up, _rows(x, step), d_first, step)
-        d_down = _add_products(d_down, act * step.gate, d_out, step)
+        d_x = _add(d_x, step, _multiply_transposed(held.rows(d_first, 2), up, step))
+        columns = lambda values: held.blocks(values, len(step.expert))
+        rows, hidden = held.rows(_rows(x, step)), held.rows(act * step.gate)
+        d_up = _add_products(d_up, columns(rows), columns(d_first), step)
+        d_down = _add_products(d_down, columns(hidden), columns(d_out), step)
         return d_x, d_gate, d_up, d_down, _add_sums(d_bias, d_first, step)
 
     zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
     bias = None if weights.gate_up_bias is None else zeros(weights.gate_up_bias.shape)
     start = zeros(x.shape), zeros(len(plan.source)), zeros(up.shape), zeros(weights.down.shape)
-    d_x, d_gate, *d_weights = _run(plan, gate, sizes, x.dtype, body, (*start, bias))
+    with held.exactly():
+        sums = _run(plan, gate, sizes, x.dtype, body, (*start, bias))
+    d_x, d_gate, d_up, d_down, d_bias = sums
     d_gate = jnp.append(d_gate, 0)[plan.row].astype(gate.dtype)
-    d_up, d_down, d_bias = d_weights
     d_weights = weights.replace(gate_up=d_up, down=d_down, gate_up_bias=d_bias)
     like = lambda leaf, d_leaf: d_leaf.reshape(leaf.shape).astype(leaf.dtype)
     return d_x.astype(x.dtype), d_gate, jax.tree.map(like, weights, d_weights), None

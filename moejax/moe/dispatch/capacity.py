@@ -107,6 +107,6 @@ def capacity(
     slot = jnp.where(expert < num_experts, slot, num_experts * slots)
     token = assignment // top_k
     rows = pack(x, token, slot).reshape(num_experts, slots, -1)
-    outputs = apply_batched(weights, rows).reshape(num_experts * slots, -1)
-    weight = pack(gate.reshape(-1, 1), assignment, slot.reshape(-1, 1))
-    return unpack(outputs * weight.astype(x.dtype), token, slot)
+    weight = pack(gate.reshape(-1, 1), assignment, slot.reshape(-1, 1)).astype(x.dtype)
+    outputs = apply_batched(weights, rows, weight.reshape(num_experts, slots, 1))
+    return unpack(outputs.reshape(num_experts * slots, -1), token, slot)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from moejax.moe.dispatch.biases import add_down_bias
+from moejax.moe.dispatch.held import Held
 from moejax.moe.dispatch.sorting import SortedAssignments, sort_assignments
 from moejax.moe.experts import ExpertWeights, activate
 from moejax.moe.grouped_matmul import Layer, LayerPlan, Table, choose_products
@@ -106,13 +107,13 @@ def _combine(rows: Float[Array, "M D"], plan: SortedAssignments, gate=None) -> F
 
 
 def _forward(x, gate, weights, plan, products):
-    token = plan.order // gate.shape[1]
-    both = products.forward("gate_up", x, _flat(weights), plan.counts, token)
+    token, held = plan.order // gate.shape[1], Held(weights.precision)
+    both = products.forward("gate_up", held.rows(x), _flat(weights), plan.counts, token)
     both = _add_bias(both, weights, plan)
     # In FP32, which is never written; what belongs to no expert here may hold anything.
     hidden = activate(weights.activation, both.astype(jnp.float32).reshape(len(both), 2, -1))
     filled = jnp.arange(len(both)) < jnp.sum(plan.counts)
-    hidden = jnp.where(filled[:, None], hidden, 0).astype(x.dtype)
+    hidden = held.rows(jnp.where(filled[:, None], hidden, 0).astype(x.dtype))
     # The backward pass works in the memory of the saved product, so that it must come later.
     both, hidden = jax.lax.optimization_barrier((both, hidden))
     out = products.forward("down", hidden, weights.down, plan.counts)
@@ -121,20 +122,22 @@ def _forward(x, gate, weights, plan, products):
 
 def _backward(products, saved, d_y):
     x, gate, weights, plan, both = saved
-    token = plan.order // gate.shape[1]
+    token, held = plan.order // gate.shape[1], Held(weights.precision)
     weight = gate.reshape(-1).at[plan.order].get(mode="promise_in_bounds")
     # Before the gate's factor: its product with the activations is the gate's own gradient.
-    d_hidden = products.input_gradient("down", d_y, weights.down, plan.counts, token)
+    d_hidden = products.input_gradient("down", held.rows(d_y), weights.down, plan.counts, token)
     d_both, hidden, d_weight = products.swiglu_backward(
         both, d_hidden, weight, jnp.sum(plan.counts), weights.activation
     )
-    d_rows = products.input_gradient("gate_up", d_both, _flat(weights), plan.counts)
-    d_gate_up = products.weight_gradient(
-        "gate_up", x, d_both, plan.counts, (token, None), weights.gate_up.dtype
-    )
-    d_down = products.weight_gradient(
-        "down", hidden, d_y, plan.counts, (None, token), weights.down.dtype
-    )
+    d_rows = products.input_gradient("gate_up", held.rows(d_both, 2), _flat(weights), plan.counts)
+
+    def weight_gradient(name, left, right, like):
+        """Of two pairs of rows and their source."""
+        (left, first), (right, second) = (held.sorted(rows, plan, at) for rows, at in (left, right))
+        return products.weight_gradient(name, left, right, plan.counts, (first, second), like.dtype)
+
+    d_gate_up = weight_gradient("gate_up", (held.rows(x), token), (d_both, None), weights.gate_up)
+    d_down = weight_gradient("down", (held.rows(hidden), None), (d_y, token), weights.down)
     d_gate = d_weight.at[plan.row].get(mode="promise_in_bounds").astype(gate.dtype)
     d_weights = weights.replace(
         gate_up=d_gate_up.reshape(weights.gate_up.shape), down=d_down,

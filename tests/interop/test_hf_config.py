@@ -1,0 +1,124 @@
+"""config.json to ModelConfig: published models, both rotary forms, contradictions, and back."""
+
+import checkpoints
+import pytest
+from published_configs import PUBLISHED
+
+from moejax.config import UserError
+from moejax.interop.config_map import architecture
+from moejax.interop.fields import runs
+from moejax.interop.hf import config_from_hf
+from moejax.interop.source import choose_family
+from moejax.models import Transformer
+from moejax.models.presets import PRESETS
+
+
+def strict(line):
+    raise AssertionError(line)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs_are_the_presets(name):
+    """Two transcriptions of one release; an unknown field would be told."""
+    got = architecture(config_from_hf(PUBLISHED[name], say=strict))
+    assert got == architecture(PRESETS[name])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_can_be_exported(name):
+    """The fields that would be written say the same architecture when they are read."""
+    family, values = choose_family(PRESETS[name], None)
+    assert architecture(config_from_hf(values, say=strict)) == architecture(PRESETS[name])
+    if name in PUBLISHED:
+        told = PUBLISHED[name]["model_type"]
+        assert family.model_type == told or told in family.also
+
+
+def test_both_rotary_forms_are_one():
+    old = {**checkpoints.DENSE, "rope_theta": 500.0,
+           "rope_scaling": {"type": "linear", "factor": 4}}  # fmt: skip
+    new = {k: v for k, v in checkpoints.DENSE.items() if k != "rope_theta"}
+    new["rope_parameters"] = {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}
+    assert config_from_hf(old, say=strict) == config_from_hf(new, say=strict)
+    assert config_from_hf(new).attention.rope_theta == 500.0
+
+
+def test_fields_that_nobody_knows_are_told():
+    said = []
+    config_from_hf({**checkpoints.DENSE, "attn_temperature": 2.0}, say=said.append)
+    assert len(said) == 1 and "attn_temperature = 2.0 is not known" in said[0]
+
+
+QWEN = dict(
+    checkpoints.DENSE, model_type="qwen3_moe", head_dim=4, num_experts=4, num_experts_per_tok=2,
+    moe_intermediate_size=6,
+)  # fmt: skip
+GPT_OSS = dict(
+    checkpoints.DENSE, model_type="gpt_oss", head_dim=4, num_local_experts=4, num_experts_per_tok=2,
+    sliding_window=3,
+)  # fmt: skip
+YARN = {"type": "yarn", "factor": 4.0}
+WRONG = {
+    "heads": (checkpoints.DENSE, {"num_attention_heads": 3}, "num_key_value_heads|hidden_size"),
+    "kv heads": (QWEN, {"num_key_value_heads": 3}, "num_key_value_heads = 3: does not divide"),
+    "width": (checkpoints.DENSE, {"hidden_size": 9}, "hidden_size = 9: is no multiple"),
+    "odd heads": (checkpoints.DENSE, {"hidden_size": 6}, "head_dim"),
+    "top-k": (QWEN, {"num_experts_per_tok": 5}, "num_experts_per_tok = 5: is above"),
+    "groups": (checkpoints.V3, {"n_group": 3}, "n_group = 3: does not divide"),
+    "groups kept": (checkpoints.V3, {"topk_group": 3}, "topk_group = 3: is above n_group"),
+    "too few kept": (
+        checkpoints.V3, {"n_group": 2, "num_experts_per_tok": 3}, "leaves 2 experts",
+    ),
+    "no factor": (checkpoints.DENSE, {"rope_scaling": {"type": "yarn"}}, "factor = None"),
+    "half of YaRN": (
+        checkpoints.V3, {"rope_scaling": {**YARN, "mscale": 0.7}}, "mscale = 0.7: needs",
+    ),
+    "unknown rotary": (
+        checkpoints.DENSE, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'",
+    ),
+    "unknown rotary option": (
+        checkpoints.DENSE, {"rope_scaling": {**YARN, "long_factor": [1]}}, "long_factor",
+    ),
+    "dense layers": (
+        checkpoints.V3, {"first_k_dense_replace": 4}, "first_k_dense_replace = 4",
+    ),
+    "every other layer": (checkpoints.V3, {"moe_layer_freq": 0}, "moe_layer_freq = 0"),
+    "layer types": (GPT_OSS, {"layer_types": ["full_attention"]}, "has 1 entries for"),
+    "layer kinds": (GPT_OSS, {"layer_types": ["full_attention", "linear"]}, "sliding_attention"),
+    "no window": (
+        dict(checkpoints.DENSE, model_type="qwen3", head_dim=4),
+        {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types .*window",
+    ),
+    "dense by number": (QWEN, {"mlp_only_layers": [2]}, r"mlp_only_layers = \[2\]"),
+    "activation": (checkpoints.DENSE, {"hidden_act": "gelu"}, "hidden_act = 'gelu'.*'silu' only"),
+    "another limit": (GPT_OSS, {"swiglu_limit": 6.0}, "swiglu_limit = 6.0"),
+    "scores": (checkpoints.V3, {"scoring_func": "softmax"}, "scoring_func = 'softmax'"),
+    "method": (checkpoints.V3, {"topk_method": "greedy"}, "topk_method = 'greedy'"),
+    "latent heads": (checkpoints.V3, {"num_key_value_heads": 1}, "num_key_value_heads = 1"),
+    "width of a key": (checkpoints.V3, {"qk_head_dim": 9}, "qk_head_dim = 9"),
+    "missing": (checkpoints.DENSE, {"hidden_size": None}, "hidden_size = None: has to be there"),
+    "a string": (checkpoints.DENSE, {"hidden_size": "8"}, "hidden_size = '8': must be a whole"),
+    "a flag": (checkpoints.DENSE, {"num_hidden_layers": True}, "num_hidden_layers = True"),
+    "zero": (checkpoints.DENSE, {"vocab_size": 0}, "vocab_size = 0: must be above zero"),
+    "unknown model": (checkpoints.DENSE, {"model_type": "qwen3_mo"}, "did you mean 'qwen3_moe'"),
+    "no model": (checkpoints.DENSE, {"model_type": None}, "model_type = None"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_contradiction_is_one_line(name):
+    base, changes, words = WRONG[name]
+    with pytest.raises(UserError, match=words) as error:
+        config_from_hf({**base, **changes})
+    assert str(error.value).startswith("'config.json'") and "\n" not in str(error.value)
+
+
+def test_layers_by_kind_become_segments():
+    assert runs(["a", "b"] * 3) == ((("a", "b"), 3),)
+    assert runs(["a", "b", "b", "b", "c"]) == ((("a",), 1), (("b",), 3), (("c",), 1))
+    assert runs(["a", "a", "b"] * 2 + ["a"]) == ((("a", "a", "b"), 2), (("a",), 1))
+    config = config_from_hf({**QWEN, "decoder_sparse_step": 2, "num_hidden_layers": 4})
+    assert config.layout == ((("dense", "moe"), 2),)
+    config = config_from_hf({**checkpoints.V3, "moe_layer_freq": 2, "num_hidden_layers": 6})
+    assert config.layout == ((("dense",), 2), (("moe", "dense"), 2))
+    assert isinstance(Transformer(config), Transformer)
