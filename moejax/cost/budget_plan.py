@@ -24,6 +24,7 @@
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -68,6 +69,7 @@ def plan_budget(
     price: float | None = None,
     mfu: float | None = None,
     mfu_source: str | None = None,
+    place: Callable[[ModelConfig, int], Placement] | None = None,
 ) -> dict[str, Any]:
     """Turns a plan round: from an amount to a model, its tokens and its loss, by every law.
 
@@ -81,6 +83,8 @@ def plan_budget(
       price: dollars of a device-hour; None takes the book's, with its range.
       mfu: utilisation; None takes a default, with a range.
       mfu_source: where ``mfu`` is from.
+      place: what a device has of a model's step on so many devices; None cuts experts into as many
+        parts as divide them, and everything into the rest.
 
     Returns:
       The fields that this module's docstring lists.
@@ -103,12 +107,13 @@ def plan_budget(
         for name, known in LAWS.items()
     }
     chosen = choices[law]
+    place = place or _spread
 
     def bill(devices: int) -> dict[str, Any]:
         return make_plan(
             chosen.candidate.config, tokens=chosen.tokens, seq_len=seq_len, hardware=hardware,
             devices=devices, price=rate, used=used, peak_flops=peak * devices,
-            peak_source=peak_source, placement=Placement(Layout(fsdp=devices)),
+            peak_source=peak_source, placement=place(chosen.candidate.config, devices),
         )  # fmt: skip
 
     plan = bill(devices) if devices is not None else _planned(bill, hardware)
@@ -125,6 +130,11 @@ def plan_budget(
         "law": law,
         "plan": plan,
     }
+
+
+def _spread(model: ModelConfig, devices: int) -> Placement:
+    expert = math.gcd(devices, model.moe.num_experts) if model.moe else 1
+    return Placement(Layout(fsdp=devices // expert, expert=expert))
 
 
 def chosen_config(amount_plan: dict[str, Any]) -> ModelConfig:

@@ -33,15 +33,15 @@ def format_budget_plan(plan: dict[str, Any]) -> str:
     )
     return "\n".join(
         (
-            _budget_line(plan),
+            budget_line(plan),
             "",
             "What each law advises, by its own count of parameters and FLOPs:",
-            _advice_table(plan["laws"]),
+            advice_table(plan["laws"]),
             f"They disagree: {ends['active_params']} active parameters, {ends['tokens']} tokens.",
             f"{_sentence(plan['note'])} Beyond: outside the law's experiments.",
             "",
             "The same as models of moejax, with tokens for the whole budget by moejax's count:",
-            _model_table(plan["laws"]),
+            model_table(plan["laws"]),
             "",
             *(f"{name:<11} {value}" for name, value in facts),
             format_plan(plan["plan"]),
@@ -53,7 +53,8 @@ def _sentence(words: str) -> str:
     return words[0].upper() + words[1:] + "."
 
 
-def _budget_line(plan: dict[str, Any]) -> str:
+def budget_line(plan: dict[str, Any]) -> str:
+    """What the budget is and buys, in one line."""
     flops, dollars, mfu = plan["flops"], plan["dollars"], plan["mfu"]
     given = plan["budget"]["dollars"] is not None
     bought = _range(flops, lambda value: text.si(value, "FLOP"))
@@ -73,7 +74,8 @@ def _range(spread: dict[str, float], show: Any) -> str:
     return f"{expected} ({show(spread['low'])} to {show(spread['high'])})"
 
 
-def _advice_table(laws: dict[str, Any]) -> str:
+def advice_table(laws: dict[str, Any]) -> str:
+    """Each law's optimum by its own count; ``laws`` of ``plan_budget``."""
     rows = [("law", "text", "beyond", "active", "total", "experts", "G", "tokens", "/active",
              "loss", "range", "leverage")]  # fmt: skip
     for name, law in laws.items():
@@ -91,7 +93,8 @@ def _advice_table(laws: dict[str, Any]) -> str:
     return text.columns(rows, left=3)
 
 
-def _model_table(laws: dict[str, Any]) -> str:
+def model_table(laws: dict[str, Any]) -> str:
+    """Each law's model as one of moejax; ``laws`` of ``plan_budget``."""
     rows = [("law", "active", "total", "d_model", "layers", "heads", "experts", "width", "G",
              "tokens", "loss")]  # fmt: skip
     for name, law in laws.items():

@@ -129,18 +129,22 @@ def _exchange(plan: dict[str, Any]) -> Rows:
     if sent is None:
         return []
     micro = lambda seconds: f"{1e6 * seconds:.3g} µs"
-    rows = [("exchange", f"a token reaches {sent['devices_reached']:.3g} of "
-             f"{sent['expert_devices']} devices, {sent['nodes_reached']:.3g} of "
-             f"{sent['expert_devices'] // sent['devices_per_node']} nodes; it sends "
-             f"{exchange_bytes(sent)}")]  # fmt: skip
-    if sent["longest_seconds"] is None:
-        return [*rows, ("", "its time is not known: nobody says how fast the network is")]
-    return [
-        *rows,
-        ("", f"{micro(sent['longest_seconds'])} a token beside {micro(sent['compute_seconds'])} "
-         f"in all, {text.percent(sent['exposed_share'])} of it not hidden (estimate)"),
-        *(("", line) for line in wrapped(f"assumed: {sent['assumption']}")),
-    ]  # fmt: skip
+    reached = (
+        f"a token reaches {sent['devices_reached']:.3g} of {sent['expert_devices']} devices, "
+        f"{sent['nodes_reached']:.3g} of {sent['expert_devices'] // sent['devices_per_node']} "
+        f"nodes; it sends {exchange_bytes(sent)}"
+    )
+    time = "its time is not known: nobody says how fast the network is"
+    if sent["longest_seconds"] is not None:
+        time = (
+            f"{micro(sent['longest_seconds'])} a token beside {micro(sent['compute_seconds'])} of "
+            f"computation; not hidden {micro(sent['exposed_seconds'])}, "
+            f"{text.percent(sent['exposed_share'])} of that (estimate, not in the hours above)"
+        )
+    first, *more = [
+        line for part in (reached, time, f"assumed: {sent['assumption']}") for line in wrapped(part)
+    ]
+    return [("exchange", first), *(("", line) for line in more)]
 
 
 def exchange_bytes(sent: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ is short; rematerialisation costs FLOPs and comes before ``tensor``.
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 from moejax.config import check
@@ -90,6 +91,16 @@ def suggest(
         if _first_that_fits(model, more, task).fits:
             return dataclasses.replace(found, devices_needed=more)
     return found
+
+
+def placed(hardware: str, seq_len: int) -> Callable[[ModelConfig, int], Placement]:
+    """What a device has of a model's step on so many devices, by the suggested layout."""
+
+    def place(model: ModelConfig, devices: int) -> Placement:
+        found = suggest(model, hardware=hardware, devices=devices, seq_len=seq_len)
+        return Placement(found.layout)
+
+    return place
 
 
 def remedies(

@@ -18,7 +18,7 @@ from moejax.cost.utilisation import Utilisation
 from moejax.models.model_config import ModelConfig
 from moejax.models.presets import PRESETS
 from moejax.parallel import check_fits
-from moejax.parallel.layout import suggest
+from moejax.parallel.layout import placed, suggest
 from moejax.training import run_config
 from moejax.training.prepare import layout_of, optimizer_bytes, placement_of, with_remedies
 
@@ -97,16 +97,19 @@ def _of_budget(options: Namespace) -> dict[str, Any]:
             reason = "does not go with --budget; leave out one of the two"
         check(value is None, f"--{flag.replace('_', '-')}", value, reason)
     _check_numbers(options)
+    chip, seq_len = options.hardware or DEFAULT_HARDWARE, options.seq_len or DEFAULT_SEQ_LEN
     found = plan_budget(
         options.budget,
-        hardware=options.hardware or DEFAULT_HARDWARE,
-        seq_len=options.seq_len or DEFAULT_SEQ_LEN,
+        hardware=chip,
+        seq_len=seq_len,
         law=options.law or DEFAULT_LAW,
         devices=options.devices,
         price=options.price,
         mfu=options.mfu,
         mfu_source="--mfu",
+        place=placed(chip, seq_len),
     )
+    found["plan"]["layout"]["source"] = "suggested"
     if options.output:
         budget_text.write_config(found, chosen_config(found), options.output)
     return found

@@ -17,6 +17,11 @@ EXTENSION = ((1920, 32_768, 1000), (480, 131_072, 1000))
 EXTENSION_HOURS, POST_TRAINING_HOURS, REPORTED_HOURS = 119e3, 5e3, 2.664e6
 
 
+def flops_per_token() -> float:
+    """Training FLOPs as its authors count them: causal attention, no MTP."""
+    return train_flops(PRESETS["deepseek_v3"], LENGTH)
+
+
 def bill() -> Bill:
     """The bill of pre-training, context extension and post-training."""
     return Bill(
@@ -38,7 +43,7 @@ def _model() -> tuple[Figure, ...]:
         Figure("active parameters", "", 37e9, counted.params.active.with_head, "derived",
                f"{config}, with head", REPORT, 0.02),
         Figure("training FLOPs a token", "FLOP", 250e9,
-               train_flops(PRESETS["deepseek_v3"], LENGTH), "derived",
+               flops_per_token(), "derived",
                "causal, without MTP, length 4,096", f"{ISCA}, table 2", 0.005),
         Figure("KV cache a token", "B", 70_272, cache("deepseek_v3"), "derived",
                "61 layers x (512 + 64) x 2 bytes", f"{ISCA}, table 1", 0.0),
@@ -54,7 +59,7 @@ def _model() -> tuple[Figure, ...]:
 
 
 def _pre_training() -> tuple[Figure, ...]:
-    flops = TOKENS * train_flops(PRESETS["deepseek_v3"], LENGTH)
+    flops = TOKENS * flops_per_token()
     taken = hours(flops, "h800_sxm", MFU)
     a_trillion = taken / TOKENS * 1e12
     return (
@@ -76,7 +81,7 @@ def _pre_training() -> tuple[Figure, ...]:
 
 def _speed() -> tuple[Figure, ...]:
     """The measured run, each figure from another one of the same table."""
-    per_token = train_flops(PRESETS["deepseek_v3"], LENGTH)
+    per_token = flops_per_token()
     a_day, rate = 272.80e9, 385e12
     per_gpu = a_day / DAY / GPUS
     table = f"{ISCA}, table 4"
