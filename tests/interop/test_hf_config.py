@@ -5,8 +5,7 @@ import pytest
 from published_configs import PUBLISHED
 
 from moejax.config import UserError
-from moejax.interop.config_map import architecture
-from moejax.interop.fields import runs
+from moejax.interop.config_map import architecture, runs
 from moejax.interop.hf import config_from_hf
 from moejax.interop.source import choose_family
 from moejax.models import Transformer
@@ -43,6 +42,29 @@ def test_both_rotary_forms_are_one():
     assert config_from_hf(new).attention.rope_theta == 500.0
 
 
+def test_what_a_file_leaves_out_is_the_familys_own():
+    """Defaults of the classes in Transformers, and of the code released with V3."""
+    without = lambda values, *names: {k: v for k, v in values.items() if k not in names}
+    eps = {"llama": 1e-6, "qwen3_moe": 1e-6, "mixtral": 1e-5, "olmoe": 1e-5, "gpt_oss": 1e-5}
+    for family, wanted in eps.items():
+        base = {**QWEN, "num_local_experts": 4, "rope_scaling": {"rope_type": "default"}}
+        config = config_from_hf(without({**base, "model_type": family}, "rms_norm_eps"), say=list)
+        assert config.norm_eps == wanted, family
+    values = {**checkpoints.V3, "n_routed_experts": 16}
+    router = config_from_hf(without(values, "n_group", "topk_group"), say=strict).moe.router
+    assert (router.num_groups, router.groups_kept) == (8, 4)
+    values = {**without(values, "num_nextn_predict_layers"), "num_mtp_layers": 1}
+    assert config_from_hf(values, say=strict).mtp_depth == 1
+
+
+def test_gpt_oss_without_yarn_is_written_as_that():
+    """Transformers' class puts YaRN where the field is null."""
+    config = config_from_hf(GPT_OSS, say=strict)
+    _, values = choose_family(config, "gpt_oss")
+    assert values["rope_scaling"] == {"rope_type": "default"}
+    assert config_from_hf(values, say=strict).attention.rope.scaling == "none"
+
+
 def test_fields_that_nobody_knows_are_told():
     said = []
     config_from_hf({**checkpoints.DENSE, "attn_temperature": 2.0}, say=said.append)
@@ -55,7 +77,7 @@ QWEN = dict(
 )  # fmt: skip
 GPT_OSS = dict(
     checkpoints.DENSE, model_type="gpt_oss", head_dim=4, num_local_experts=4, num_experts_per_tok=2,
-    sliding_window=3,
+    sliding_window=3, rope_scaling={"rope_type": "default"},
 )  # fmt: skip
 YARN = {"type": "yarn", "factor": 4.0}
 WRONG = {
@@ -92,6 +114,12 @@ WRONG = {
     "dense by number": (QWEN, {"mlp_only_layers": [2]}, r"mlp_only_layers = \[2\]"),
     "activation": (checkpoints.DENSE, {"hidden_act": "gelu"}, "hidden_act = 'gelu'.*'silu' only"),
     "another limit": (GPT_OSS, {"swiglu_limit": 6.0}, "swiglu_limit = 6.0"),
+    "no rotary form": (GPT_OSS, {"rope_scaling": None}, "rope_scaling = None: has to be there"),
+    "clipping": (
+        dict(QWEN, model_type="olmoe"), {"clip_qkv": 8.0}, "clip_qkv = 8.0: moejax computes null",
+    ),
+    "two numbers of experts": (QWEN, {"num_local_experts": 8}, "num_local_experts = 8: contradi"),
+    "a window of no width": (QWEN, {"use_sliding_window": True}, "needs sliding_window beside"),
     "scores": (checkpoints.V3, {"scoring_func": "softmax"}, "scoring_func = 'softmax'"),
     "method": (checkpoints.V3, {"topk_method": "greedy"}, "topk_method = 'greedy'"),
     "latent heads": (checkpoints.V3, {"num_key_value_heads": 1}, "num_key_value_heads = 1"),

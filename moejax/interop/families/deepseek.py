@@ -82,9 +82,14 @@ def write_moe(config: ModelConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def read_groups(fields: Fields, score: str) -> dict[str, Any]:
-    """The router's groups."""
-    groups, kept = fields.size("n_group", 1), fields.size("topk_group", 1)
+def read_mtp(fields: Fields) -> int:
+    """How many MTP modules there are, under either of the field's two names."""
+    return fields.get("num_nextn_predict_layers", int, fields.get("num_mtp_layers", int, 0))
+
+
+def read_groups(fields: Fields, score: str, groups: int = 1, kept: int = 1) -> dict[str, Any]:
+    """The router's groups; the numbers are the family's where the file states none."""
+    groups, kept = fields.size("n_group", groups), fields.size("topk_group", kept)
     return {"num_groups": groups, "groups_kept": kept, "group_score": score}
 
 
@@ -203,13 +208,14 @@ def _read_v3(fields: Fields) -> ModelConfig:
     fields.only("topk_method", "noaux_tc")
     fields.get("rope_interleave", bool, True)
     router = {
-        "name": "deepseek_v3", **read_groups(fields, "top2"),
+        "name": "deepseek_v3", **read_groups(fields, "top2", 8, 4),
         "normalize_gates": fields.get("norm_topk_prob", bool, True),
         "routed_scale": fields.get("routed_scaling_factor", float, 2.5),
     }  # fmt: skip
     attention, moe = _read_mla(fields), read_moe(fields, router)
-    depth = fields.get("num_nextn_predict_layers", int, 0)
-    return read_model(fields, attention, moe=moe, dense=dense_layers(fields, 3), mtp_depth=depth)
+    return read_model(
+        fields, attention, moe=moe, dense=dense_layers(fields, 3), mtp_depth=read_mtp(fields)
+    )
 
 
 def _write_v3(config: ModelConfig) -> dict[str, Any]:

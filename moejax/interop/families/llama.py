@@ -46,7 +46,7 @@ def read_qwen_windows(fields: Fields) -> tuple[int, list[bool]]:
     """
     count = fields.size("num_hidden_layers")
     used = fields.get("use_sliding_window", bool, False)
-    window, first = fields.get("sliding_window", int, 0), fields.get("max_window_layers", int, 0)
+    window, first = fields.get("sliding_window", int, 0), fields.get("max_window_layers", int, 28)
     listed = read_layer_types(fields)
     windows = listed or [used and i >= first for i in range(count)]
     if any(windows):

@@ -28,7 +28,7 @@ def _read_mixtral(fields: Fields) -> ModelConfig:
     router = {"name": "mixtral", "jitter": jitter, **read_weight(fields, "router_aux_loss_coef")}
     moe = MoEConfig(count, top_k, fields.size("intermediate_size"), router=router_options(router))
     windows = [window > 0] * fields.size("num_hidden_layers")
-    return read_model(fields, attention, moe=moe, windows=windows)
+    return read_model(fields, attention, moe=moe, windows=windows, norm_eps=1e-5)
 
 
 def _write_mixtral(config: ModelConfig) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def _read_olmoe(fields: Fields) -> ModelConfig:
         **read_weight(fields, "router_aux_loss_coef"),
     }  # fmt: skip
     moe = MoEConfig(experts, top_k, fields.size("intermediate_size"), router=router_options(router))
-    return read_model(fields, attention, moe=moe)
+    return read_model(fields, attention, moe=moe, norm_eps=1e-5)
 
 
 def _write_olmoe(config: ModelConfig) -> dict[str, Any]:
