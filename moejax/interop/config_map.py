@@ -120,6 +120,25 @@ def read_heads(fields: Fields, head_dim: int | None = None) -> dict[str, int]:
     return {"num_heads": heads, "num_kv_heads": kv_heads, "head_dim": found or width // heads}
 
 
+def check_divides(fields: Fields, own_width: bool = True) -> None:
+    """Refuses heads that the family's class in Transformers does not build.
+
+    Args:
+      fields: the file.
+      own_width: the class takes a ``head_dim`` that is another one than width over heads.
+    """
+    heads, width = fields.size("num_attention_heads"), fields.size("hidden_size")
+    fields.check(
+        width % heads == 0, "hidden_size",
+        f"is no multiple of num_attention_heads = {heads}, as Transformers' class asks for",
+    )  # fmt: skip
+    found = fields.size("head_dim", None)
+    fields.check(
+        own_width or found in (None, width // heads), "head_dim",
+        f"must be hidden_size / num_attention_heads = {width // heads}, as in Transformers' class",
+    )  # fmt: skip
+
+
 def write_heads(config: ModelConfig) -> dict[str, int]:
     """The same fields back."""
     attention = config.attention

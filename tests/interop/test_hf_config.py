@@ -65,6 +65,12 @@ def test_gpt_oss_without_yarn_is_written_as_that():
     assert config_from_hf(values, say=strict).attention.rope.scaling == "none"
 
 
+def test_no_shared_expert_is_written_as_zero():
+    """Transformers' classes take no null there."""
+    config = config_from_hf({**checkpoints.V3, "n_shared_experts": None}, say=strict)
+    assert choose_family(config, "deepseek_v3")[1]["n_shared_experts"] == 0
+
+
 def test_fields_that_nobody_knows_are_told():
     said = []
     config_from_hf({**checkpoints.DENSE, "attn_temperature": 2.0}, say=said.append)
@@ -84,6 +90,12 @@ WRONG = {
     "heads": (checkpoints.DENSE, {"num_attention_heads": 3}, "num_key_value_heads|hidden_size"),
     "kv heads": (QWEN, {"num_key_value_heads": 3}, "num_key_value_heads = 3: does not divide"),
     "width": (checkpoints.DENSE, {"hidden_size": 9}, "hidden_size = 9: is no multiple"),
+    "heads that no class builds": (
+        checkpoints.DENSE, {"hidden_size": 9, "head_dim": 4}, "hidden_size = 9: is no multiple",
+    ),
+    "wide heads": (
+        dict(QWEN, model_type="olmoe"), {"head_dim": 6}, "head_dim = 6: must be .* = 4",
+    ),
     "odd heads": (checkpoints.DENSE, {"hidden_size": 6}, "head_dim"),
     "top-k": (QWEN, {"num_experts_per_tok": 5}, "num_experts_per_tok = 5: is above"),
     "groups": (checkpoints.V3, {"n_group": 3}, "n_group = 3: does not divide"),

@@ -7,6 +7,7 @@ Transformers has the same for V2 and V3, and no class for the 16B model.
 from typing import Any
 
 from moejax.interop.config_map import (
+    check_divides,
     layer_kinds,
     read_heads,
     read_model,
@@ -74,7 +75,7 @@ def write_moe(config: ModelConfig) -> dict[str, Any]:
     sequence = getattr(router, "sequence_loss_weight", 0.0)
     return {
         "n_routed_experts": moe.num_experts, "num_experts_per_tok": moe.top_k,
-        "n_shared_experts": moe.num_shared_experts or None, "moe_layer_freq": 1,
+        "n_shared_experts": moe.num_shared_experts, "moe_layer_freq": 1,
         "moe_intermediate_size": moe.d_expert, "first_k_dense_replace": dense,
         "norm_topk_prob": getattr(router, "normalize_gates", False),
         "seq_aux": sequence > 0 or not getattr(router, "balance_loss_weight", 0.0),
@@ -170,6 +171,7 @@ def _read_v2(fields: Fields) -> ModelConfig:
     fields.only(
         "norm_topk_prob", False
     )  # codes differ in what the scale does to renormalised gates
+    check_divides(fields)
     method = fields.get("topk_method", str, "greedy")
     router: dict[str, Any] = {"name": "deepseek_v2"}
     fields.idle("n_group", "topk_group")

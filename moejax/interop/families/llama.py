@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from moejax.interop.config_map import (
+    check_divides,
     layer_kinds,
     read_heads,
     read_layer_types,
@@ -21,6 +22,7 @@ from moejax.models import AttentionConfig, ModelConfig
 
 def _read_llama(fields: Fields) -> ModelConfig:
     fields.only("mlp_bias", False)
+    check_divides(fields)
     theta, rope = read_rope(fields, 10_000.0)
     bias = "all" if fields.get("attention_bias", bool, False) else "none"
     attention = AttentionConfig(**read_heads(fields), bias=bias, rope_theta=theta, rope=rope)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from moejax.interop.config_map import (
+    check_divides,
     read_heads,
     read_model,
     read_rope,
@@ -52,6 +53,7 @@ MIXTRAL = Family(
 
 def _read_olmoe(fields: Fields) -> ModelConfig:
     fields.only("clip_qkv")
+    check_divides(fields, own_width=False)
     theta, rope = read_rope(fields, 10_000.0)
     bias = "all" if fields.get("attention_bias", bool, False) else "none"
     attention = AttentionConfig(
