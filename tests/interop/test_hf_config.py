@@ -7,7 +7,8 @@ from published_configs import PUBLISHED
 from moejax.config import UserError
 from moejax.interop.config_map import architecture, runs
 from moejax.interop.hf import config_from_hf
-from moejax.interop.source import choose_family
+from moejax.interop.source import abstract_variables, choose_family, parse, unboxed
+from moejax.interop.tables import leaf_shapes, resolve
 from moejax.models import Transformer
 from moejax.models.presets import PRESETS
 
@@ -31,6 +32,25 @@ def test_every_preset_can_be_exported(name):
     if name in PUBLISHED:
         told = PUBLISHED[name]["model_type"]
         assert family.model_type == told or told in family.also
+
+
+# Tensors in the released files of R1 (V3's architecture), gpt-oss 20B and Mixtral 8x7B.
+RELEASED = {"deepseek_v3": 91_991, "gpt_oss_20b": 459, "mixtral_8x7b": 995}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RELEASED)
+def test_every_released_tensor_has_its_place(name):
+    """Copies and scales counted; of V3's matrices in blocks of FP8, of gpt-oss's in MXFP4."""
+    config, family, _ = parse(PUBLISHED[name], name)
+    shapes = leaf_shapes(unboxed(abstract_variables(config)))
+    found = resolve(family.tables(PUBLISHED[name])[0], config, shapes, name)
+    high = ("embed", "lm_head", "norm", "gate.weight", "eh_proj", "_bias")
+    scaled = {"deepseek_v3": lambda n: not any(part in n for part in high),
+              "gpt_oss_20b": lambda n: n.endswith(("experts.gate_up_proj", "experts.down_proj")),
+              "mixtral_8x7b": lambda n: False}[name]  # fmt: skip
+    names = [piece.name for piece in found.pieces]
+    assert len(names) + len(found.copies) + sum(map(scaled, names)) == RELEASED[name]
 
 
 def test_both_rotary_forms_are_one():
