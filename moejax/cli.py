@@ -66,8 +66,29 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--seq-len", type=int, help="positions of a sequence")
     plan.add_argument("--hardware", metavar="CHIP", help="h100_sxm, h800_sxm, cpu ...")
     plan.add_argument("--devices", type=int, help="how many; cores on a CPU")
+    plan.add_argument("--price-kind", metavar="KIND", help="spot, reserved, owned ... of the book")
+    plan.add_argument(
+        "--price-book", metavar="FILE.yaml", help="prices of your own, which go first"
+    )
     plan.add_argument("--price", type=float, help="dollars per device-hour")
+    plan.add_argument("--region", help="whose grid the carbon is counted by: world, usa, china ...")
     plan.add_argument("--mfu", type=float, help="utilisation to assume, 0 to 1")
+    plan.add_argument("--measured", metavar="DIR", action="append",
+                      help="take the utilisation from a run of yours; may be repeated")  # fmt: skip
+    plan.add_argument("--exchange", metavar="NAME", help="how tokens reach experts on other "
+                      "devices: moejax or deepseek_v3")  # fmt: skip
+    plan.add_argument("--overlap", type=float, help="seconds of exchange that a second of "
+                      "computation hides, 0 to 1")  # fmt: skip
+    plan.add_argument("--expert-devices", type=int, help="devices that hold the experts")
+    plan.add_argument("--compare", metavar="CHIP,CHIP", help="a table of the same training on "
+                      "several chips")  # fmt: skip
+    plan.add_argument("--published", metavar="NAME", nargs="?", const="all",
+                      help="bills that others published, rebuilt: all of them, one, or a FILE.py "
+                      "with get_bill()")  # fmt: skip
+    plan.add_argument("--budget", metavar="AMOUNT", help="turn the plan round: which model for "
+                      "'$100k', 100kUSD or 1e22FLOP, by published scaling laws")  # fmt: skip
+    plan.add_argument("--law", metavar="NAME", help="with --budget: the law whose model is planned")
+    plan.add_argument("--output", metavar="FILE.py", help="with --budget: the model as a config")
     _format(plan)
 
     ledger = command("ledger", _ledger, "what runs cost")
@@ -176,16 +197,26 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from moejax.cost.plan import format_plan
+    from moejax.cost.budget_text import format_budget_plan
+    from moejax.cost.compare import format_compare
+    from moejax.cost.plan_text import format_plan
+    from moejax.cost.published.table import format_published
     from moejax.training import plan_command
 
     plan = plan_command.plan(options)
-    _print(options, plan, format_plan(plan))
+    forms = (
+        (options.published, format_published),
+        (options.budget, format_budget_plan),
+        (options.compare, format_compare),
+    )
+    show = next((form for flag, form in forms if flag is not None), format_plan)
+    _print(options, plan, show(plan))
     return 0
 
 
 def _ledger(options: argparse.Namespace) -> int:
-    from moejax.cost.bill import format_ledger, summarize
+    from moejax.cost.bill import summarize
+    from moejax.cost.bill_text import format_ledger
 
     summary = summarize(options.directories)
     _print(options, summary, format_ledger(summary))

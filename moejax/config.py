@@ -197,33 +197,49 @@ def parse_literal(text: str) -> Any:
 
 
 def _run_get_config(path: pathlib.Path) -> dict[str, Any]:
-    if not path.is_file():
+    config = run_file(path, "get_config", "--config")
+    if not isinstance(config, ml_collections.ConfigDict):
+        found = type(config).__name__
         raise UserError(
-            f"--config = {str(path)!r}: no such file; give a Python file with get_config()"
+            f"--config = {str(path)!r}: get_config() returned a {found}; return a ConfigDict"
         )
+    return config.to_dict()
+
+
+def run_file(path: str | pathlib.Path, function: str, flag: str) -> Any:
+    """Runs a function without arguments in a user's Python file; its folder can be imported from.
+
+    Args:
+      path: of the file.
+      function: its name.
+      flag: the flag that named the file, for messages.
+
+    Returns:
+      What the function returns.
+
+    Raises:
+      UserError: no such file, no such function in it, or it raised.
+    """
+    path, where = pathlib.Path(path), f"{flag} = {str(path)!r}"
+    if not path.is_file():
+        raise UserError(f"{where}: no such file; give a Python file with {function}()")
     spec = importlib.util.spec_from_file_location("moejax_config_file", path)
     if spec is None or spec.loader is None:
-        raise UserError(f"--config = {str(path)!r}: not a Python file; give one with get_config()")
+        raise UserError(f"{where}: not a Python file; give one with {function}()")
     module = importlib.util.module_from_spec(spec)
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)
     try:
         spec.loader.exec_module(module)
-        if not callable(getattr(module, "get_config", None)):
-            raise UserError(f"--config = {str(path)!r}: defines no get_config(); add that function")
-        config = module.get_config()
-        if not isinstance(config, ml_collections.ConfigDict):
-            found = type(config).__name__
-            raise UserError(
-                f"--config = {str(path)!r}: get_config() returned a {found}; return a ConfigDict"
-            )
-        return config.to_dict()
+        if not callable(getattr(module, function, None)):
+            raise UserError(f"{where}: defines no {function}(); add that function")
+        return getattr(module, function)()
     except UserError:
         raise
     except Exception as error:  # the user's own file may raise anything
         line = _line_in(error, path)
         raise UserError(
-            f"--config = {str(path)!r}: {type(error).__name__} at line {line}: {error}; mend it"
+            f"{where}: {type(error).__name__} at line {line}: {error}; mend it"
         ) from error
     finally:
         sys.path.remove(folder)

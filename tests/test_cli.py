@@ -6,6 +6,7 @@ import os
 import pathlib
 
 import pytest
+from ledgers import done, header, write
 from runs import train, write_config
 
 from moejax import cli
@@ -245,6 +246,19 @@ def test_ledger_of_a_folder_without_runs(tmp_path, capsys):
     assert str(tmp_path) in one_line(capsys)
 
 
+def test_a_ledger_of_a_newer_moejax(tmp_path, capsys):
+    """Alone it is a mistake; among others it is named, on standard output too, and not added."""
+    write(tmp_path / "new", header(version=99))
+    assert cli.main(["ledger", str(tmp_path)]) == 2
+    assert "newer moejax" in one_line(capsys)
+    write(tmp_path / "old", header(), done(3600.0))
+    found = json_of(capsys, ["ledger", str(tmp_path)])
+    assert [run["dollars"] for run in found["runs"]] == [3.6]
+    assert "newer moejax" in found["unreadable"][0]
+    assert cli.main(["ledger", str(tmp_path)]) == 0
+    assert "not counted: " in capsys.readouterr().out
+
+
 LEDGER_FIELDS = [
     "id",
     "status",
@@ -276,7 +290,15 @@ def test_tokenize_train_ledger_and_generate(config, tmp_path, capsys):
     (run,) = bill["runs"]
     assert [name for name in LEDGER_FIELDS if name not in run] == []
     assert {"source", "date"} <= run["price"].keys()
-    assert bill["total"]["headline"]["dollars"] == bill["total"]["all_in"]["dollars"] > 0
+    total = bill["total"]
+    assert total["headline"]["dollars"] == total["all_in"]["dollars"] > 0
+    for groups in ("by_stage", "by_status"):
+        (group,) = total[groups].values()
+        assert group["dollars"] == total["all_in"]["dollars"]
+    made_of = sum(part["dollars"] for part in total["made_of"].values())
+    assert made_of == pytest.approx(total["all_in"]["dollars"])
+    parts, difference = run["plan"]["parts"], run["plan"]["difference"]
+    assert sum(p["dollars"] for p in parts.values()) == pytest.approx(difference["dollars"])
     arguments = ["generate", f"--workdir={workdir}", "--prompt=the router", "--tokens=8"]
     first, second = json_of(capsys, arguments), json_of(capsys, arguments)
     assert first == second and first["text"].startswith("the router")

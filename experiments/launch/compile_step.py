@@ -6,8 +6,8 @@ No weight is allocated, and no accelerator is needed: what comes out is whether 
 partitions over the config's mesh, and what a device would hold of it. Prints one JSON object:
 bytes of the state on one device, as the compiled program takes it (``state_bytes``), by the
 shardings (``sharded_bytes``) and counted from the config (``counted_bytes``); the program's
-temporaries on one device (``temp_bytes``, of XLA's CPU backend); seconds; and this process's peak
-memory.
+temporaries on one device (``temp_bytes``, of XLA's CPU backend) and what a plan expects of them
+(``planned_temp_bytes``); seconds; and this process's peak memory.
 """
 
 import argparse
@@ -45,11 +45,12 @@ def compile_step(path: str, overrides: list[str]) -> dict:
     import numpy as np
 
     from moejax.cost import counts
+    from moejax.cost.memory import memory_parts
     from moejax.parallel import make_mesh, sharding
     from moejax.parallel.mesh import check_fits
     from moejax.training import run_config
     from moejax.training.optimizers import learning_rate, make_optimizer
-    from moejax.training.prepare import parameter_shards
+    from moejax.training.prepare import layout_of, placement_of
     from moejax.training.state import make_init
     from moejax.training.step import Batch, make_train_step
 
@@ -79,15 +80,19 @@ def compile_step(path: str, overrides: list[str]) -> dict:
     params = counts.count(model, train.seq_len).params
     local = lambda leaf: math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     batch_bytes = 4 * local(rows)
-    each = (4 + 8) / parameter_shards(model, train.seq_len, config.mesh)
+    placement = placement_of(config, layout_of(config.mesh, mesh.size))
+    counted = memory_parts(model, hardware="cpu", seq_len=train.seq_len, placement=placement)
     return {
         "devices": mesh.size,
         "mesh": dict(mesh.shape),
         "params": params.total + params.mtp,
-        "counted_bytes": each * (params.total + params.mtp),
+        "counted_bytes": counted["weights"] + counted["optimizer"],
         "sharded_bytes": sum(local(leaf) for leaf in jax.tree.leaves(state)),
         "state_bytes": memory.argument_size_in_bytes - batch_bytes,
         "temp_bytes": memory.temp_size_in_bytes,
+        "planned_temp_bytes": sum(
+            counted[name] for name in ("gradients", "activations", "working")
+        ),
         "output_bytes": memory.output_size_in_bytes,
         "seconds": seconds,
         "peak_process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

@@ -6,7 +6,7 @@ dollars.
 AdamW, 4.2e-4 after 2,000 steps, times 0.316 at 80 % and 90 % of 106,449 steps of 4,608 rows (here a
 line from 80 % on), no dropout, nothing dropped. H800 and their number are assumed here.
 
-moejax plan: 27.6K device-hours, $55.2K at $2 an hour.
+moejax plan: 24.80K device-hours, $49.61K at $2 an hour.
 """
 
 import ml_collections

@@ -7,7 +7,7 @@ AdamW, 2.4e-4 after 2,000 steps, times 0.316 at 60 % and 90 % of the tokens (her
 on), 2,304 rows rising to 9,216 over 225B tokens (here 9,216 throughout). The number of GPUs is
 assumed here.
 
-moejax plan: 1.009M device-hours, $2.018M at $2 an hour.
+moejax plan: 907.0K device-hours, $1.814M at $2 an hour.
 
 The published hours are a utilisation of 25.2 %, by these FLOPs.
 """

@@ -5,7 +5,7 @@ Published (arXiv 2405.04434, appendix B): H800 GPUs; neither their number nor ho
 AdamW, 4.2e-4 after 2,000 steps, times 0.316 at 80 % and 90 % of the tokens (here a line from 80 %
 on), 4,608 rows a step. The number of GPUs is assumed here.
 
-moejax plan: 75.0K device-hours, $150.0K at $2 an hour.
+moejax plan: 67.4K device-hours, $134.9K at $2 an hour.
 """
 
 import ml_collections

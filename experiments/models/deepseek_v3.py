@@ -9,7 +9,8 @@ AdamW, 2.2e-4 after 2,000 steps, constant to 10T tokens, then a cosine to 2.2e-5
 (here 15,360 throughout); selection bias frozen for the last 500B; MTP weight 0.3, from 10T on 0.1.
 
 Utilisation: 38.94 % (ISCA 2025, table 4) by FLOPs without the MTP module, which are 250.45 GFLOP a
-token; by the 260.64 that count it, 40.5 %. The mesh is not theirs (16 stages, 64 expert-parallel).
+token; by the 260.64 that count it, 40.5 %, which moejax assumes where nothing is given. The mesh is
+not theirs (16 stages, 64 expert-parallel).
 
 moejax plan: 2.672M device-hours, $5.345M at $2 an hour.
 """
@@ -35,5 +36,4 @@ def get_config() -> ml_collections.ConfigDict:
         },
         router={"bias_stop_step": round(14.3e12 / (15_360 * 4096))},
         train={"mtp_weight": 0.3, "mtp_weight_final": 0.1, "mtp_switch": 10 / 14.8},
-        cost={"mfu": 0.3894 * 260.64 / 250.45},
     )

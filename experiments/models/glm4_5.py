@@ -7,7 +7,7 @@ throughout), bias step 0.001 and MTP weight 0.3 for 15T tokens, then 0 and 0.1. 
 number are assumed here, and so is the warm-up; all tokens are in rows of 4,096, though the last
 ones were in longer ones.
 
-moejax plan: 4.285M device-hours, $12.813M at $2.99 an hour.
+moejax plan: 3.846M device-hours, $11.499M at $2.99 an hour.
 """
 
 import ml_collections

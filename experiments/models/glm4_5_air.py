@@ -3,7 +3,7 @@
 Published (arXiv 2508.06471, section 2): tokens and recipe, GLM-4.5's; neither hardware nor hours
 nor dollars. H100, their number and the warm-up are assumed here; all tokens are in rows of 4,096.
 
-moejax plan: 1.781M device-hours, $5.325M at $2.99 an hour.
+moejax plan: 1.598M device-hours, $4.779M at $2.99 an hour.
 """
 
 import ml_collections

@@ -4,7 +4,7 @@ Published (model card, arXiv 2508.10925): almost ten times fewer H100 hours than
 gpt-oss-120b; neither tokens nor dollars nor recipe. The plan is for one trillion tokens, with a
 recipe and a number of GPUs that are assumed.
 
-moejax plan: 18.4K device-hours, $55.0K at $2.99 an hour.
+moejax plan: 16.50K device-hours, $49.35K at $2.99 an hour.
 """
 
 import ml_collections
@@ -16,7 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     return published(
         "gpt_oss_20b",
         tokens=1e12,
-        micro_batches=4,
+        micro_batches=8,
         hardware="h100_sxm",
         mesh={"fsdp": 8, "expert": 8},
     )

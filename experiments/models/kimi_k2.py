@@ -7,7 +7,7 @@ MuonClip (here Muon, without the clipping of attention's logits), 2e-4 after 500
 10T tokens, a cosine to 2e-5 over 5.5T (here a line), 67M tokens a step. The number of GPUs is
 assumed here.
 
-moejax plan: 2.555M device-hours, $5.109M at $2 an hour.
+moejax plan: 2.296M device-hours, $4.592M at $2 an hour.
 """
 
 import ml_collections

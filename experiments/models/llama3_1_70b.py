@@ -4,7 +4,7 @@ Published (arXiv 2407.21783, table 3, and the model card): 7.0M H100 hours, 2,04
 
 AdamW, 1.5e-4. The rest of the recipe is the 405B's, and the number of GPUs is assumed.
 
-moejax plan: 5.405M device-hours, $16.162M at $2.99 an hour.
+moejax plan: 4.614M device-hours, $13.796M at $2.99 an hour.
 """
 
 import ml_collections

@@ -4,7 +4,7 @@ Published (arXiv 2407.21783, table 3, and the model card): 1.46M H100 hours, 420
 
 AdamW, 3e-4. The rest of the recipe is the 405B's, and the number of GPUs is assumed.
 
-moejax plan: 619.3K device-hours, $1.852M at $2.99 an hour.
+moejax plan: 528.7K device-hours, $1.581M at $2.99 an hour.
 """
 
 import ml_collections

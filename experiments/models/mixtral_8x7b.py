@@ -3,7 +3,7 @@
 Published (arXiv 2401.04088): neither tokens nor hardware, hours, dollars or recipe. The plan is for
 one trillion tokens, with a recipe and a number of GPUs that are assumed.
 
-moejax plan: 63.9K device-hours, $191.2K at $2.99 an hour.
+moejax plan: 57.4K device-hours, $171.6K at $2.99 an hour.
 """
 
 import ml_collections

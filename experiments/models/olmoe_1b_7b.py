@@ -6,9 +6,9 @@ hours; no dollars.
 AdamW, 4e-4 after 2,500 steps, cosine to 4e-5, the last 100B tokens to 0 (here the cosine
 throughout); 4M tokens a step; balance loss 0.01, z-loss 0.001.
 
-moejax plan: 32.4K device-hours, $97.0K at $2.99 an hour.
+moejax plan: 29.11K device-hours, $87.0K at $2.99 an hour.
 
-The published days are a utilisation of 18.6 %, by these FLOPs.
+The published days are a utilisation of 18.5 %, by these FLOPs.
 """
 
 import ml_collections

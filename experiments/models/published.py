@@ -2,9 +2,10 @@
 
 Each file is one published model: tokens, hardware and bill as published, its recipe as far as the
 config can say it, and what ``moejax plan --config=FILE`` makes of it. Where a file does not name a
-utilisation, the plan takes moejax's default of 35 %; where a recipe or a number of devices is not
-published, the file says that it is assumed. The texts are not published: name your own with
---config.data.source, --config.data.path and --config.data.tokenizer before training.
+utilisation, the plan takes the first published one of its chip and kind of model; where a recipe or
+a number of devices is not published, the file says that it is assumed. The texts are not published:
+name your own with --config.data.source, --config.data.path and --config.data.tokenizer before
+training.
 """
 
 from typing import Any

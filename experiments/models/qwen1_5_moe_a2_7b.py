@@ -4,7 +4,7 @@ Published (its blog post): a quarter of the cost of training Qwen1.5-7B; neither
 hardware, hours, dollars or recipe. The plan is for one trillion tokens, with a recipe and a number
 of GPUs that are assumed.
 
-moejax plan: 12.4K device-hours, $37.1K at $2.99 an hour.
+moejax plan: 11.14K device-hours, $33.31K at $2.99 an hour.
 """
 
 import ml_collections

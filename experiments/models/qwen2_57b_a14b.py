@@ -3,7 +3,7 @@
 Published (arXiv 2407.10671, table 1): the tokens; neither hardware nor hours, dollars or recipe,
 which are assumed here, and so is the number of GPUs.
 
-moejax plan: 305.7K device-hours, $914.1K at $2.99 an hour.
+moejax plan: 274.4K device-hours, $820.3K at $2.99 an hour.
 """
 
 import ml_collections

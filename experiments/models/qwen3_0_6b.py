@@ -4,7 +4,7 @@ Published (arXiv 2505.09388, section 3): the tokens; neither hardware nor hours,
 which are assumed here, and so is the number of GPUs. All tokens are in rows of 4,096, though the
 last ones were in longer ones.
 
-moejax plan: 144.0K device-hours, $430.4K at $2.99 an hour.
+moejax plan: 122.9K device-hours, $367.4K at $2.99 an hour.
 """
 
 import ml_collections

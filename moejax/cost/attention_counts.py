@@ -15,6 +15,8 @@ class AttentionCounts:
       norms: scales of the norms of queries and keys, or of MLA's latents.
       score_width: FLOPs of a query for each key that it sees, halved: H · (d_qk + d_v), for its
         score and its share of the weighted sum of values.
+      decode_score_width: the same while decoding, where MLA's queries meet the latents themselves:
+        H · (2 · kv_lora_rank + rope_head_dim).
       cache_values: numbers that a token leaves in the cache.
       outputs: numbers that the projections but the last, and the weighted sum of values, give for a
         token: what a backward pass needs again.
@@ -24,6 +26,7 @@ class AttentionCounts:
     vectors: int
     norms: int
     score_width: int
+    decode_score_width: int
     cache_values: int
     outputs: int
 
@@ -47,6 +50,7 @@ def _gqa(c: ModelConfig) -> AttentionCounts:
         vectors=vectors,
         norms=norms,
         score_width=a.num_heads * 2 * width,
+        decode_score_width=a.num_heads * 2 * width,
         cache_values=2 * keys,
         outputs=2 * queries + 2 * keys,
     )
@@ -55,8 +59,8 @@ def _gqa(c: ModelConfig) -> AttentionCounts:
 def _mla(c: ModelConfig) -> AttentionCounts:
     """DeepSeek-V2 (arXiv 2405.04434), section 2.1 and table 1: d_qk = nope + rope, d_v its own.
 
-    As in training: the latent is projected up to every head's key and value. Decoding, which
-    absorbs these matrices into the queries and the output, multiplies others.
+    As in training: the latent is projected up to every head's key and value. Decoding absorbs these
+    matrices into the queries and the output, which multiplies as much for each token.
     """
     a = c.attention
     heads, rank, query_width = a.num_heads, a.kv_lora_rank, a.num_heads * c.head_dim
@@ -75,6 +79,7 @@ def _mla(c: ModelConfig) -> AttentionCounts:
         vectors=vectors,
         norms=a.q_lora_rank + rank,
         score_width=heads * (c.head_dim + a.v_head_dim),
+        decode_score_width=heads * (2 * rank + a.rope_head_dim),
         cache_values=rank + a.rope_head_dim,
         outputs=a.q_lora_rank
         + query_width

@@ -1,130 +1,20 @@
-"""What ``ledger.jsonl`` files say: one run's bill, and that of any number of runs.
+"""What ``ledger.jsonl`` files say: one run's bill, and that of any number of runs."""
 
-A file holds segments, one for each process that worked on the run. A segment is an ``open`` line
-(who, on what, at which rate), ``charge`` lines whose values are cumulative within the segment, so
-that a lost or torn line loses at most one interval, and a ``close`` line with the final values and
-a status. Lines that do not parse are passed over.
-"""
-
-import contextlib
-import dataclasses
-import json
+import datetime
+import itertools
 import os
 import pathlib
-import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import psutil
-
 from moejax.config import UserError
-from moejax.cost import energy, text
-
-FILE_NAME = "ledger.jsonl"
-VERSION = 1
-PHASES = ("startup", "compile", "data_wait", "train", "eval", "checkpoint", "other")
-STATUSES = ("completed", "budget", "interrupted", "failed")
+from moejax.cost import plan_against, redone, totals
+from moejax.cost.bill_exchange import exchange_bill
+from moejax.cost.segments import FILE_NAME, PHASES, Segment, ledger_errors, segments
 
 _NOT_RUNS = ("checkpoints", "tensorboard")
-_SUMS = ("dollars", "device_hours", "tokens", "model_flops")
-
-
-@dataclasses.dataclass
-class Segment:
-    """One process's part of a run.
-
-    Attributes:
-      header: the ``open`` line: run_id, stage, hardware, devices, price, peak_flops, final,
-        region, host, pid, process_start.
-      charge: the last whole ``charge`` or ``close`` line, empty before the first.
-      status: of the ``close`` line; None where there is none.
-    """
-
-    header: dict[str, Any]
-    charge: dict[str, Any] = dataclasses.field(default_factory=dict)
-    closed: str | None = None
-
-    @property
-    def status(self) -> str:
-        """As closed, or else ``running`` while its process lives on this host, or ``killed``."""
-        return self.closed or ("running" if _alive(self.header) else "killed")
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Seconds of every phase."""
-        return {name: self.charge.get("seconds", {}).get(name, 0.0) for name in PHASES}
-
-    def bill(self) -> dict[str, Any]:
-        """The segment's own figures, JSON-ready."""
-        hours = sum(self.seconds.values()) / 3600
-        device_hours = hours * self.header["devices"]
-        kwh = energy.kilowatt_hours(self.header["hardware"], device_hours)
-        return {
-            "status": self.status,
-            "started": self.header.get("time"),
-            "device": self.header["hardware"],
-            "devices": self.header["devices"],
-            "price": self.header["price"],
-            "wall_seconds": hours * 3600,
-            "device_hours": device_hours,
-            "dollars": device_hours * self.header["price"]["dollars_per_hour"],
-            "tokens": self.charge.get("tokens", 0),
-            "model_flops": self.charge.get("model_flops", 0.0),
-            "steps": self.charge.get("steps", 0),
-            "energy_kwh": kwh,
-            "co2_kg": energy.carbon_kg(kwh, self.header["region"]),
-        }
-
-
-def segments(path: pathlib.Path) -> list[Segment]:
-    """The segments of a ledger file, oldest first; whatever was torn is passed over.
-
-    Args:
-      path: a ``ledger.jsonl``; one that does not exist has no segments.
-
-    Raises:
-      UserError: written by a newer moejax.
-    """
-    found: dict[str, Segment] = {}
-    if not path.exists():
-        return []
-    for line in path.read_bytes().split(b"\n"):
-        record = _parse(line)
-        if record is None:
-            continue
-        name = record["segment"]
-        if record["event"] == "open":
-            if record.get("version", 0) > VERSION:
-                raise UserError(
-                    f"{path}: written by a newer moejax (ledger version {record['version']}, "
-                    f"this one reads {VERSION}); update moejax"
-                )
-            found[name] = Segment(record)
-        elif name in found:
-            found[name].charge = record
-            found[name].closed = record.get("status") or found[name].closed
-    return list(found.values())
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) and {"segment", "event"} <= record.keys() else None
-
-
-def _alive(header: dict[str, Any]) -> bool:
-    """Whether the process that wrote a header still runs on this host."""
-    if header.get("host") != socket.gethostname():
-        return False
-    try:
-        process = psutil.Process(header["pid"])
-        # psutil knows start times to a second: the kernel's boot time is a whole number.
-        same = abs(process.create_time() - header["process_start"]) < 2.0
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
+_SUMS = (*totals.SUMS, "steps")
+_KNOWN = (*totals.KNOWN, "energy_measured_kwh")
 
 
 def read(directory: str | os.PathLike) -> dict[str, Any]:
@@ -133,9 +23,17 @@ def read(directory: str | os.PathLike) -> dict[str, Any]:
     Returns:
       One entry of ``runs`` in ``moejax ledger --format=json``. ``peak_flops`` is that of all the
       devices together. ``mfu`` is model FLOPs over (seconds of phase train x peak): how well the
-      devices computed while training. ``goodput`` is seconds of phase train over wall seconds: how
-      much of the time they did. Both are None without training. Energy is an estimate, None where
-      the chip's power is not published.
+      devices computed while training. ``goodput`` is seconds of phases train and rollout over wall
+      seconds: how much of the time they did. Both are None without training. ``energy_kwh`` is at
+      the data centre's meter: measured where the devices have counters, else an estimate (see
+      ``Segment.consumption``), None where the chip's power is not published either; of
+      ``dollars_owned`` see ``Segment.owned_dollars``. ``redone`` is
+      what was trained again after a resume from an older checkpoint (``moejax.cost.redone``; None
+      where the ledger does not say), ``tokens_seen`` what the last state has seen, ``use`` where
+      device-hours and dollars went (``moejax.cost.totals.USES``), ``idle`` the time between
+      segments by the wall clock, which is not billed, ``exchange`` what tokens sent to other
+      devices (``moejax.cost.bill_exchange``; None where they sent nothing), and ``plan`` the plan
+      against the bill (``moejax.cost.plan_against``; None without a recorded plan).
 
     Raises:
       UserError: no ledger there, or none of its lines can be read.
@@ -146,11 +44,11 @@ def read(directory: str | os.PathLike) -> dict[str, Any]:
     parts = segments(path)
     if not parts:
         raise UserError(f"{path}: holds no readable line; was the run killed as it began?")
-    with _ledger_errors(path):
+    with ledger_errors(path):
         return _run(path, parts)
 
 
-def totals(path: pathlib.Path) -> dict[str, float]:
+def spent(path: pathlib.Path) -> dict[str, float]:
     """Sums over the segments of a ledger file, each at its own rate: all 0 for a new file.
 
     Returns:
@@ -159,18 +57,9 @@ def totals(path: pathlib.Path) -> dict[str, float]:
     Raises:
       UserError: not a ledger, or one of a newer version.
     """
-    with _ledger_errors(path):
+    with ledger_errors(path):
         bills = [segment.bill() for segment in segments(path)]
-        return {name: sum(b[name] for b in bills) for name in (*_SUMS, "wall_seconds")}
-
-
-@contextlib.contextmanager
-def _ledger_errors(path: pathlib.Path) -> Iterator[None]:
-    """Turns what unexpected content of a file's lines raises into one clear line."""
-    try:
-        yield
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a moejax ledger ({error!r} in its lines)") from error
+        return {name: sum(b[name] for b in bills) for name in (*totals.SUMS, "wall_seconds")}
 
 
 def _run(path: pathlib.Path, parts: list[Segment]) -> dict[str, Any]:
@@ -179,8 +68,11 @@ def _run(path: pathlib.Path, parts: list[Segment]) -> dict[str, Any]:
     statuses = [bill["status"] for bill in bills]
     seconds = {name: sum(part.seconds[name] for part in parts) for name in PHASES}
     wall = sum(seconds.values())
-    total = {name: sum(bill[name] for bill in bills) for name in (*_SUMS, "steps")}
+    total = {name: sum(bill[name] for bill in bills) for name in _SUMS}
     possible = sum(part.seconds["train"] * (part.header["peak_flops"] or 0.0) for part in parts)
+    working = seconds["train"] + seconds["rollout"]
+    kept = redone.kept(parts)
+    plan = plan_against.recorded(parts)
     return {
         "id": last["run_id"],
         "path": str(path.parent),
@@ -195,19 +87,44 @@ def _run(path: pathlib.Path, parts: list[Segment]) -> dict[str, Any]:
         "seconds": seconds,
         "wall_seconds": wall,
         **total,
-        "energy_kwh": _sum_known(bill["energy_kwh"] for bill in bills),
-        "co2_kg": _sum_known(bill["co2_kg"] for bill in bills),
-        "energy_source": energy.SOURCE,
+        "tokens_seen": None if kept is None else redone.tokens_seen(parts),
+        "redone": None if kept is None else redone.summary(parts, kept),
+        **{name: totals.sum_known(bill[name] for bill in bills) for name in _KNOWN},
+        "energy_source": "; ".join(dict.fromkeys(bill["energy_source"] for bill in bills)),
+        "energy_includes": bills[-1]["energy_includes"],
+        "energy_reason": bills[-1]["energy_reason"],
         "mfu": total["model_flops"] / possible if possible else None,
-        "goodput": seconds["train"] / wall if seconds["train"] else None,
+        "goodput": working / wall if working else None,
+        "use": totals.use(parts, kept),
+        "idle": _idle(parts),
+        "exchange": exchange_bill(parts),
+        "plan": None if plan is None else plan_against.against_plan(plan, parts, kept),
         "segments": bills,
     }
 
 
-def _sum_known(values: Iterable[float | None]) -> float | None:
-    """The sum, or None where a part is unknown: a total must not leave anything out."""
-    values = list(values)
-    return None if None in values else sum(values)
+def _idle(parts: Sequence[Segment]) -> dict[str, float]:
+    """Time between segments, by the wall clock: what it would have cost to keep the devices.
+
+    Time that the clock says passed backwards counts as none.
+    """
+    seconds = hours = dollars = 0.0
+    for before, after in itertools.pairwise(parts):
+        begun, ended = _time(after.header.get("time")), _time(before.charge.get("time"))
+        if begun is None or ended is None:
+            continue
+        passed = max((begun - ended).total_seconds(), 0.0)
+        seconds += passed
+        hours += passed / 3600 * before.header["devices"]
+        dollars += passed / 3600 * before.header["devices"] * before.rate
+    return {"seconds": seconds, "device_hours": hours, "dollars": dollars}
+
+
+def _time(label: str | None) -> datetime.datetime | None:
+    try:
+        return datetime.datetime.strptime(label, "%Y-%m-%dT%H:%M:%SZ")
+    except (TypeError, ValueError):
+        return None
 
 
 def run_directories(directories: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
@@ -238,10 +155,10 @@ def summarize(directories: Sequence[str | os.PathLike]) -> dict[str, Any]:
     """The bill of all runs in or under some directories.
 
     Returns:
-      ``runs``, a list of ``read``'s results; ``total`` with ``headline`` (runs marked final) and
-      ``all_in`` (every run), each with ``runs`` (how many), ``dollars``, ``device_hours``,
-      ``tokens``, ``model_flops``, ``energy_kwh`` and ``co2_kg``; ``unreadable``, messages about
-      ledgers that could not be read, whose cost is in no total.
+      ``runs``, a list of ``read``'s results; ``total`` with ``headline`` (runs marked final),
+      ``all_in`` (every run), ``by_stage``, ``by_status``, ``ratio`` and ``made_of``, see
+      ``moejax.cost.totals``; ``unreadable``, messages about ledgers that could not be read, whose
+      cost is in no total.
 
     Raises:
       UserError: no run that can be read.
@@ -254,57 +171,4 @@ def summarize(directories: Sequence[str | os.PathLike]) -> dict[str, Any]:
             unreadable.append(str(error))
     if not runs:
         raise UserError(unreadable[0])
-    headline = [run for run in runs if run["final"]]
-    return {
-        "runs": runs,
-        "total": {"headline": _total(headline), "all_in": _total(runs)},
-        "unreadable": unreadable,
-    }
-
-
-def _total(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    sums = {name: sum(run[name] for run in runs) for name in _SUMS}
-    known = {name: _sum_known(run[name] for run in runs) for name in ("energy_kwh", "co2_kg")}
-    return {"runs": len(runs), **sums, **known}
-
-
-def format_ledger(summary: dict[str, Any]) -> str:
-    """``summarize``'s result as a table for people."""
-    head = ("run", "stage", "status", "devices", "wall", "device-h", "dollars", "tokens", "FLOP",
-            "MFU", "goodput")  # fmt: skip
-    rows = [head]
-    for run in summary["runs"]:
-        rows.append((
-            f"{run['id']}{' *' if run['final'] else ''}", run["stage"], run["status"],
-            f"{run['devices']} {run['device']}", text.duration(run["wall_seconds"]),
-            *_sums_as_text(run), text.percent(run["mfu"]), text.percent(run["goodput"]),
-        ))  # fmt: skip
-    for label, name in (("headline *", "headline"), ("all in", "all_in")):
-        total = summary["total"][name]
-        count = f"{total['runs']} run{'' if total['runs'] == 1 else 's'}"
-        rows.append((label, count, "", "", "", *_sums_as_text(total), "", ""))
-    seconds = {name: sum(run["seconds"][name] for run in summary["runs"]) for name in PHASES}
-    phases = ", ".join(f"{k} {text.duration(v)}" for k, v in seconds.items() if v)
-    total = summary["total"]["all_in"]
-    lines = [
-        text.columns(rows, left=4),
-        "",
-        f"time    {phases or 'none'}",
-        f"energy  {text.energy(total['energy_kwh'])}, {text.carbon(total['co2_kg'])} "
-        f"({energy.SOURCE}, all in)",
-        f"prices  {'; '.join(sorted({_price(run) for run in summary['runs']}))}",
-        *(f"not counted: {message}" for message in summary["unreadable"]),
-    ]
-    return "\n".join(lines)
-
-
-def _sums_as_text(figures: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        f"{figures['device_hours']:.3g}", text.dollars(figures["dollars"]),
-        text.si(figures["tokens"]), text.si(figures["model_flops"]),
-    )  # fmt: skip
-
-
-def _price(run: dict[str, Any]) -> str:
-    price = run["price"]
-    return f"{run['device']} ${price['dollars_per_hour']:g}/h ({price['source']}, {price['date']})"
+    return {"runs": runs, "total": totals.total(runs), "unreadable": unreadable}

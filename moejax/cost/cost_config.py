@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from moejax.config import check
-from moejax.cost import energy, hardware, prices
+from moejax.cost import energy, hardware, lenses, prices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,14 +14,25 @@ class CostConfig:
     Attributes:
       hardware: a chip's name, or ``auto`` for the one that jax runs on.
       price: dollars per device-hour (a core-hour on a CPU); None takes the price book's.
+      price_kind: which of the book's rates: ``on_demand``, ``reserved``, ``spot``,
+        ``specialised_cloud``, ``owned`` …; None takes the chip's default.
+      price_book: a YAML file of prices of your own, which go before the packaged ones; its form is
+        that of ``moejax/cost/prices.yaml``. Read when a run is planned or begins.
       region: whose grid the carbon is counted by.
+      pue: power usage effectiveness of the data centre, 1 or above; None takes the chip's usual
+        one (1.1 at a hyperscaler with TPUs, else 1.25).
+      dollars_per_kwh: price of electricity, of which the ``owned`` lens pays.
       mfu: utilisation that a plan assumes, 0 to 1; None takes the default of the hardware.
       final: whether the run belongs to the headline figure; every run belongs to the all-in one.
     """
 
     hardware: str = "auto"
     price: float | None = None
+    price_kind: str | None = None
+    price_book: str | None = None
     region: str = "world"
+    pue: float | None = None
+    dollars_per_kwh: float = energy.DOLLARS_PER_KWH
     mfu: float | None = None
     final: bool = False
 
@@ -30,9 +41,30 @@ class CostConfig:
             hardware.lookup(self.hardware)
         if self.price is not None:
             prices.check_price(self.price)
+            prices.check_alone(self.price_kind)
+        if self.price_kind is not None:
+            prices.check_kind(self.price_kind)
         energy.carbon_factor(self.region)
+        if self.pue is not None:
+            energy.check_pue(self.pue)
+        lenses.check_kwh_price(self.dollars_per_kwh)
         if self.mfu is not None:
             check(0 < self.mfu <= 1, "cost.mfu", self.mfu, "must be above 0 and at most 1")
+
+    def rate(self, chip: str) -> prices.Price:
+        """The rate of a chip that a run is charged at.
+
+        Raises:
+          ConfigError, UserError: see ``moejax.cost.prices.resolve``.
+        """
+        return prices.resolve(
+            chip, self.price, kind=self.price_kind, book=self.price_book, pue=self.pue,
+            dollars_per_kwh=self.dollars_per_kwh,
+        )  # fmt: skip
+
+    def purchase(self, chip: str) -> prices.Purchase | None:
+        """What a chip costs to buy; None where nobody says."""
+        return prices.purchase(chip, self.price_book)
 
 
 @dataclasses.dataclass(frozen=True)

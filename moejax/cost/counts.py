@@ -256,12 +256,21 @@ def _mtp_module(c: ModelConfig, seq_len: int, keys: Keys) -> Component:
     itself does not pass it, so no parameter of it is active.
     """
     layer = _sum(_layer(c, c.mtp_kind, seq_len, keys).values())
-    projection = 2 * c.d_model * c.d_model
     return Component(
-        layer.params + projection + 3 * c.d_model,
+        layer.params + mtp_surroundings(c, head=False) + 3 * c.d_model,
         0,
-        layer.forward + 2.0 * (projection + c.vocab_size * c.d_model),
+        layer.forward + 2.0 * mtp_surroundings(c),
     )
+
+
+def mtp_surroundings(c: ModelConfig, head: bool = True) -> int:
+    """Parameters that one MTP module multiplies around its layer.
+
+    Args:
+      c: the model.
+      head: whether to count the shared head, beside the module's own projection.
+    """
+    return 2 * c.d_model * c.d_model + head * c.vocab_size * c.d_model
 
 
 class ExpertParams(NamedTuple):

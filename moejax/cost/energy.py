@@ -1,45 +1,59 @@
-"""Energy and carbon of device-hours: estimates from rated power, and labelled so."""
+"""Energy and carbon of device-hours, estimated from rated power, and labelled so.
 
-from moejax.config import ConfigError, nearest
+What a machine's counters measure instead is ``moejax.cost.meter``'s.
+"""
+
+from moejax.config import ConfigError, check, nearest
+from moejax.cost import grid
 from moejax.cost import hardware as chips
 
 SOURCE = "estimate"
-
-# kg CO2 per kWh of a grid; codecarbon's tables for 2023.
-CARBON_KG_PER_KWH: dict[str, float] = {
-    "world": 0.475,
-    "china": 0.582,
-    "france": 0.056,
-    "germany": 0.381,
-    "india": 0.713,
-    "sweden": 0.041,
-    "uk": 0.238,
-    "usa": 0.369,
-}
-# Dollars per kWh, 2024 (Epoch AI, training-cost-trends).
+# Dollars per kWh: average of US industry in 2024 (EIA, as in Epoch AI, training-cost-trends).
 DOLLARS_PER_KWH = 0.0771
 
 
-def kilowatts(hardware: str) -> float | None:
+def kilowatts(hardware: str, pue: float | None = None) -> float | None:
     """Average power of one device with its share of server and data centre, kW.
 
     TDP x server multiplier x average power fraction x PUE (Epoch AI, training-cost-trends).
+
+    Args:
+      hardware: a chip's name.
+      pue: power usage effectiveness of the data centre; None takes the chip's usual one.
 
     Returns:
       kW, or None where the chip's power is not published.
 
     Raises:
-      ConfigError: no such chip.
+      ConfigError: no such chip, or a PUE below 1.
     """
     chip = chips.lookup(hardware)
+    around = overhead(hardware, pue)
     if chip.tdp_watts is None:
         return None
-    return chip.tdp_watts / 1000 * chip.server_multiplier * chip.power_fraction * chip.pue
+    return chip.tdp_watts / 1000 * chip.power_fraction * around
 
 
-def kilowatt_hours(hardware: str, device_hours: float) -> float | None:
+def overhead(hardware: str, pue: float | None = None) -> float:
+    """Energy at the data centre's meter over that of its chips: server multiplier x PUE.
+
+    Args and errors: see ``kilowatts``.
+    """
+    chip = chips.lookup(hardware)
+    if pue is None:
+        return chip.server_multiplier * chip.pue
+    check_pue(pue)
+    return chip.server_multiplier * pue
+
+
+def check_pue(pue: float) -> None:
+    """Raises ConfigError unless a PUE is possible: from 1, and far below 10."""
+    check(1 <= pue <= 10, "cost.pue", pue, "must be from 1 (a perfect data centre) to 10")
+
+
+def kilowatt_hours(hardware: str, device_hours: float, pue: float | None = None) -> float | None:
     """Energy of device-hours, kWh; None where the chip's power is not published."""
-    power = kilowatts(hardware)
+    power = kilowatts(hardware, pue)
     return None if power is None else power * device_hours
 
 
@@ -59,7 +73,7 @@ def carbon_factor(region: str) -> float:
     Raises:
       ConfigError: no such region; the nearest is offered.
     """
-    if region not in CARBON_KG_PER_KWH:
-        hint = nearest(region, CARBON_KG_PER_KWH)
+    if region not in grid.CARBON_KG_PER_KWH:
+        hint = nearest(region, grid.CARBON_KG_PER_KWH)
         raise ConfigError("cost.region", region, f"no such region; {hint}")
-    return CARBON_KG_PER_KWH[region]
+    return grid.CARBON_KG_PER_KWH[region]

@@ -8,27 +8,26 @@ Durations are by the monotonic clock; the wall clock only labels.
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
 import pathlib
-import socket
 import threading
 import time
 import types
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import psutil
 
-from moejax.cost import bill
-from moejax.cost import hardware as chips
-from moejax.cost.bill import PHASES, STATUSES, format_ledger, read, summarize
-from moejax.cost.energy import carbon_factor
-from moejax.cost.prices import Price
+from moejax.cost import bill, energy, plan_against
+from moejax.cost.meter import EnergyMeter
+from moejax.cost.prices import Price, Purchase
+from moejax.cost.segments import PHASES, STATUSES, VERSION, identify_process
 
-__all__ = ["PHASES", "STATUSES", "Ledger", "format_ledger", "process_age", "read", "summarize"]
+__all__ = ["PHASES", "STATUSES", "Ledger", "process_age"]
 
 FLUSH_SECONDS = 0.8  # leaves a margin below the promised second
 
@@ -60,9 +59,13 @@ class Ledger:
     is charged any more and calls are ignored.
     """
 
-    def __init__(self, path: pathlib.Path, header: dict[str, Any], startup_seconds: float):
-        self._earlier = bill.totals(path)
+    def __init__(
+        self, path: pathlib.Path, header: dict[str, Any], startup_seconds: float,
+        meter: EnergyMeter | None = None,
+    ):  # fmt: skip
+        self._earlier = bill.spent(path)
         self._header = header
+        self._meter = meter
         self._rate = header["price"]["dollars_per_hour"] * header["devices"] / 3600
         self._lock = threading.RLock()
         self._file_lock = threading.RLock()
@@ -71,14 +74,13 @@ class Ledger:
         self._phase = "other"
         self._since = time.monotonic()
         self._tokens, self._flops, self._steps = 0, 0.0, 0
+        self._began: dict[str, int] = {}
+        self._sent = {"tokens": 0, "scale_up": 0.0, "scale_out": 0.0}
         self._closed = False
         self._warned = False
 
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        size = os.fstat(self._file).st_size
-        # A line torn by an earlier kill must not swallow the next one.
-        self._torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
         self._write(self._header)
         self._flush("charge")
         self._stop = threading.Event()
@@ -98,6 +100,12 @@ class Ledger:
         peak_flops: float | None,
         final: bool = False,
         region: str = "world",
+        plan: Mapping[str, Any] | None = None,
+        exchange: Mapping[str, Any] | None = None,
+        pue: float | None = None,
+        meter: EnergyMeter | None = None,
+        purchase: Purchase | None = None,
+        dollars_per_kwh: float = energy.DOLLARS_PER_KWH,
         backfill_seconds: float | None = None,
     ) -> Self:
         """Opens a run's ledger, new or to go on with, and begins a segment in phase ``other``.
@@ -112,24 +120,32 @@ class Ledger:
           peak_flops: FLOP/s of all the devices together, for MFU; None where unknown.
           final: whether the run counts in the headline.
           region: whose grid the carbon is counted by.
+          exchange: how tokens reach experts on other devices: ``kind``, ``expert_devices`` and
+            ``devices_per_node``; None where they do not travel.
+          plan: ``moejax.cost.plan.make_plan`` of the whole run, to compare its bill with.
+          pue: power usage effectiveness of the data centre; None takes the chip's usual one.
+          meter: measures energy, and is closed with the ledger; None leaves it to the estimate.
+          purchase: what a device costs to buy, for the ``owned`` lens; None takes the packaged
+            book's when the ledger is read.
+          dollars_per_kwh: price of electricity, for the ``owned`` lens.
           backfill_seconds: time before this call, charged to ``startup``; None means since the
             process began for its first ledger, and nothing for any later one.
 
         Raises:
-          ConfigError: no such chip or region.
+          ConfigError: no such chip or region, or an impossible PUE.
           UserError: the file is no ledger, or one written by a newer moejax.
           OSError: the file cannot be written.
         """
         global _startup_charged
-        chips.lookup(hardware)
-        carbon_factor(region)
+        energy.overhead(hardware, pue)
+        energy.carbon_factor(region)
         if backfill_seconds is None:
             backfill_seconds = 0.0 if _startup_charged else process_age()
         _startup_charged = True
         header = {
             "segment": uuid.uuid4().hex[:12],
             "event": "open",
-            "version": bill.VERSION,
+            "version": VERSION,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "run_id": run_id,
             "stage": stage,
@@ -139,11 +155,15 @@ class Ledger:
             "peak_flops": peak_flops,
             "final": final,
             "region": region,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "process_start": psutil.Process().create_time(),
+            "pue": pue,
+            "energy": None if meter is None else meter.describe(),
+            "purchase": purchase and dataclasses.asdict(purchase),
+            "dollars_per_kwh": dollars_per_kwh,
+            **identify_process(),
+            "exchange": exchange and dict(exchange),
+            "plan": plan and plan_against.record(plan),
         }
-        return cls(pathlib.Path(path), header, backfill_seconds)
+        return cls(pathlib.Path(path), header, backfill_seconds, meter)
 
     def __enter__(self) -> Self:
         return self
@@ -187,6 +207,29 @@ class Ledger:
                 self._flops += model_flops
                 self._steps += steps
 
+    def add_exchange(self, tokens: int, scale_up: float, scale_out: float) -> None:
+        """Adds what tokens sent to experts on other devices, in all of their training.
+
+        Args:
+          tokens: those that were counted; they may be some of those trained on.
+          scale_up: bytes within a machine.
+          scale_out: bytes between machines.
+        """
+        with self._lock:
+            if not self._closed:
+                for name, value in zip(self._sent, (tokens, scale_up, scale_out), strict=True):
+                    self._sent[name] += value
+
+    def begin_from(self, step: int, tokens: int) -> None:
+        """Says which state this segment trains on from: what is beyond it in earlier ones is lost.
+
+        Args:
+          step: optimizer steps that the state has behind it; 0 for a new one.
+          tokens: tokens that it has seen.
+        """
+        with self._lock:
+            self._began = {"from_step": step, "from_tokens": tokens}
+
     def close(self, status: str) -> None:
         """Writes the final charge with a status (one of STATUSES); a second call does nothing.
 
@@ -208,6 +251,8 @@ class Ledger:
         finally:
             with self._file_lock:
                 os.close(self._file)
+            if self._meter is not None:
+                self._meter.close()
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -290,6 +335,7 @@ class Ledger:
 
     def _flush(self, event: str, status: str | None = None) -> None:
         with self._file_lock:
+            measured = self._measured()  # not under the lock that the training loop waits for
             with self._lock:
                 if self._closed and event == "charge":
                     return
@@ -302,15 +348,34 @@ class Ledger:
                     "tokens": self._tokens,
                     "model_flops": self._flops,
                     "steps": self._steps,
+                    **self._began,
+                    **({"exchange": dict(self._sent)} if self._sent["tokens"] else {}),
+                    **measured,
                 }
             self._write(record if status is None else {**record, "status": status})
 
+    def _measured(self) -> dict[str, Any]:
+        """Energy measured so far, this segment: nothing where it is estimated."""
+        if self._meter is None or not self._meter.devices:
+            return {}
+        joules, seconds = self._meter.read()
+        found = {
+            "energy_joules": round(joules, 3),
+            "energy_seconds": round(seconds, 4),
+            "energy_source": self._meter.source,
+        }
+        return found | ({"energy_reason": self._meter.reason} if self._meter.reason else {})
+
     def _write(self, record: dict[str, Any]) -> None:
-        """Appends a line in one system call, on a line of its own whatever came before."""
-        line = ("\n" if self._torn else "") + json.dumps(record, separators=(",", ":")) + "\n"
+        """Appends a line in one system call, on a line of its own whatever came before.
+
+        A line torn by a kill or a full disk, another process's too, must not swallow this one. An
+        empty line does no harm.
+        """
+        size = os.fstat(self._file).st_size
+        torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
+        line = ("\n" if torn else "") + json.dumps(record, separators=(",", ":")) + "\n"
         data = line.encode()
-        self._torn = True
         written = os.write(self._file, data)
         if written != len(data):
             raise OSError(f"wrote {written} of {len(data)} bytes of a ledger line")
-        self._torn = False

@@ -118,7 +118,8 @@ def router_health(
       of the exchange, means over valid tokens and layers: ``devices_per_token`` and
       ``nodes_per_token`` (devices along the mesh's ``expert`` axis, and machines, that hold a
       token's experts), ``bytes_sent_per_token`` (vectors sent to other devices and back in the
-      forward pass: rows · D · bytes of a number · 2, without the padding of rounds), and as shares
+      forward pass: rows · D · bytes of a number · 2, without the padding of rounds) and
+      ``bytes_sent_out_per_token``, those of them to other machines, and as shares
       of all rows (tokens bound for a device, their own among them) ``exchange_overflow_share``
       (beyond the first round) and ``exchange_dropped_share`` (left out);
       by layer: ``max_violation_by_layer``, ``load_by_layer`` and ``gate_mass_by_layer`` (shares of
@@ -152,6 +153,7 @@ def router_health(
         "devices_per_token": per_token("devices_touched"),
         "nodes_per_token": per_token("nodes_touched"),
         "bytes_sent_per_token": per_token("bytes_sent"),
+        "bytes_sent_out_per_token": per_token("bytes_sent_out"),
         "exchange_overflow_share": float(stats["exchange_overflow"].sum() / rows),
         "exchange_dropped_share": float(stats["exchange_dropped"].sum() / rows),
         "max_violation_by_layer": np.round(violation, 4).tolist(),

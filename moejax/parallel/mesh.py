@@ -92,25 +92,30 @@ def check_fits(shape: tuple[int, ...], model: ModelConfig, batch_size: int) -> N
         f"has to be cut into {rows} parts (mesh data x fsdp x expert) for each micro-batch; "
         "choose a multiple",
     )  # fmt: skip
-    cut = [
+    for axis, field, value in cuts(model):
+        if value % size[axis]:
+            remedy = f"does not divide {field} = {value}; choose a divisor, or change {field}"
+            raise ConfigError(f"mesh.{axis}", size[axis], remedy)
+
+
+def cuts(model: ModelConfig) -> list[tuple[str, str, int]]:
+    """What mesh axes cut of a model: axis, the config's field, its size, which it has to divide."""
+    found = [
         ("tensor", "model.vocab_size", model.vocab_size),
         ("tensor", "model.attention.num_heads", model.attention.num_heads),
         ("tensor", "model.attention.num_kv_heads", model.attention.kv_heads),
         ("fsdp", "model.d_model", model.d_model),
     ]
     if model.attention.kind == "mla":
-        cut.append(("fsdp", "model.attention.q_lora_rank", model.attention.q_lora_rank))
-        cut.append(("fsdp", "model.attention.kv_lora_rank", model.attention.kv_lora_rank))
+        found.append(("fsdp", "model.attention.q_lora_rank", model.attention.q_lora_rank))
+        found.append(("fsdp", "model.attention.kv_lora_rank", model.attention.kv_lora_rank))
     if model.layers("dense"):
-        cut.append(("tensor", "model.d_ff", model.dense_width))
+        found.append(("tensor", "model.d_ff", model.dense_width))
     if model.layers("moe"):
-        cut.append(("expert", "moe.num_experts", model.moe.num_experts))
-        cut.append(("tensor", "moe.d_expert", model.moe.d_expert))
-        cut.append(("fsdp", "moe.latent_dim", model.moe.latent_dim))
-    for axis, field, value in cut:
-        if value % size[axis]:
-            remedy = f"does not divide {field} = {value}; choose a divisor, or change {field}"
-            raise ConfigError(f"mesh.{axis}", size[axis], remedy)
+        found.append(("expert", "moe.num_experts", model.moe.num_experts))
+        found.append(("tensor", "moe.d_expert", model.moe.d_expert))
+        found.append(("fsdp", "moe.latent_dim", model.moe.latent_dim))
+    return found
 
 
 def axis_rules() -> AbstractContextManager[None]:

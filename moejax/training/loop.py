@@ -10,12 +10,12 @@ import jax
 import numpy as np
 
 from moejax.cost.ledger import Ledger
-from moejax.cost.plan import format_plan
+from moejax.cost.plan_text import format_plan
 from moejax.data import baselines, batch_fingerprint, train_iterator, validation_batches
 from moejax.models.sampling import generate
 from moejax.moe.diagnostics import router_health
 from moejax.parallel import sharding
-from moejax.training import prepare, run_dir
+from moejax.training import charge_exchange, prepare, run_dir
 from moejax.training.checkpoints import Checkpointer, CheckpointError
 from moejax.training.metrics import MetricWriter
 from moejax.training.progress import Progress
@@ -136,6 +136,7 @@ class Run:
             if self.directory.resumed:
                 self._say("resuming: the run has no checkpoint yet, so from step 0")
             self.state: TrainState = self._init(jax.random.key(self.config.seed))
+        self.ledger.begin_from(self.step, self.tokens)
         self.progress = Progress(train.steps, self.step)
         self.writer = MetricWriter(self.directory.path, resume_step=self.step)
         self.batches = train_iterator(
@@ -224,6 +225,8 @@ class Run:
 
     def _log(self, step: int, metrics: StepMetrics) -> None:
         ledger, billing = self.ledger, self.setup.billing
+        health = router_health(metrics.router_stats, metrics.router_state)
+        charge_exchange.charge(self.setup, ledger, health, ledger.tokens - self._mark[1])
         seconds, tokens, flops = ledger.seconds["train"], ledger.tokens, ledger.total_flops
         if tokens > self._mark[1] and seconds > self._mark[0]:
             passed = seconds - self._mark[0]
@@ -249,7 +252,6 @@ class Run:
                 zip(metrics.mtp.loss, metrics.mtp.acceptance, strict=True)
             ):
                 values |= {f"mtp/loss_{k}": float(loss), f"mtp/acceptance_{k}": float(accepted)}
-        health = router_health(metrics.router_stats, metrics.router_state)
         values |= {f"router/{name}": value for name, value in health.items()}
         self.writer.write(step, values)
         train = self.config.train

@@ -1,14 +1,14 @@
 """Everything a run needs before its first step; nothing here writes to the run directory."""
 
 import dataclasses
-import math
 import pathlib
 
 import jax
 import optax
 
 from moejax.config import UserError, check
-from moejax.cost import counts, hardware, prices
+from moejax.cost import counts, hardware, prices, utilisation
+from moejax.cost.memory import Layout, Placement
 from moejax.cost.plan import make_plan
 from moejax.data import TextDataset, epochs, open_dataset
 from moejax.models import ModelConfig
@@ -16,12 +16,14 @@ from moejax.models.layers import compute_dtype
 from moejax.moe import MoEConfig
 from moejax.moe.choose import Choice, choose
 from moejax.moe.dispatch.capacity import LEAKING_POLICIES
-from moejax.moe.exchange import BATCH_AXES, local_sizes
+from moejax.moe.exchange import local_sizes
 from moejax.parallel import MeshConfig, check_fits, make_mesh
-from moejax.training.optimizers import learning_rate, make_optimizer, state_bytes
+from moejax.parallel.layout import remedies
+from moejax.training.optimizers import OptimConfig, learning_rate, make_optimizer, state_bytes
 from moejax.training.run_config import RunConfig
 
 EPOCHS_WITHOUT_WARNING = 4.0
+MUON_BYTES = 4  # one FP32 moment of a matrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +169,7 @@ def make_billing(config: RunConfig, mesh: jax.sharding.Mesh) -> Billing:
     devices = hardware.cpu_cores() if name == "cpu" else mesh.size
     peak, source = hardware.peak_flops(name, devices)
     counted = counts.count(config.model, config.train.seq_len)
-    price = prices.resolve(name, config.cost.price)
+    price = config.cost.rate(name)
     flops, moe = counted.flops_per_token.train, config.model.moe
     if moe is None:
         return Billing(name, devices, price, peak, source, flops)
@@ -182,32 +184,61 @@ def make_billing(config: RunConfig, mesh: jax.sharding.Mesh) -> Billing:
 def plan_run(setup: Setup) -> dict:
     """The bill before the run: see ``moejax.cost.plan.make_plan``."""
     config, billing = setup.config, setup.billing
-    tokens = planned_tokens(setup)
-    rows = config.train.batch_size // config.train.micro_batches
-    spread = math.prod(setup.mesh.shape[axis] for axis in BATCH_AXES)
-    return make_plan(
+    placement = placement_of(config, layout_of(config.mesh, setup.mesh.size))
+    found = make_plan(
         config.model,
-        tokens=tokens,
+        tokens=planned_tokens(setup),
         seq_len=config.train.seq_len,
         hardware=billing.hardware,
         devices=billing.devices,
         price=billing.price,
-        mfu=config.cost.mfu,
-        mfu_source="config" if config.cost.mfu else None,
+        used=utilisation.given(config.cost.mfu, "config") if config.cost.mfu else None,
         region=config.cost.region,
+        pue=config.cost.pue,
+        dollars_per_kwh=config.cost.dollars_per_kwh,
+        purchase=config.cost.purchase(billing.hardware),
         peak_flops=billing.peak_flops,
         peak_source=billing.peak_source,
-        optimizer_bytes=state_bytes(config.optim),
-        shards=parameter_shards(config.model, config.train.seq_len, config.mesh),
-        tokens_per_device=max(1, rows // spread) * config.train.seq_len,
+        placement=placement,
     )
+    return with_remedies(found, config.model, placement)
 
 
-def parameter_shards(model: ModelConfig, seq_len: int, mesh: MeshConfig) -> float:
-    """Parts that a model's parameters are cut into on average; ``expert`` cuts the experts only."""
-    params = counts.count(model, seq_len).params
-    total, routed = params.total + params.mtp, counts.routed_params(model)
-    return total / (routed / mesh.expert + total - routed) * mesh.fsdp * mesh.tensor
+def layout_of(mesh: MeshConfig, devices: int | None = None) -> Layout:
+    """A mesh's sizes as ``moejax.cost`` has them; ``data`` is filled in from the devices."""
+    rest = mesh.fsdp * mesh.expert * mesh.tensor
+    copies = mesh.data or max(1, (devices or 1) // rest)
+    return Layout(copies, mesh.fsdp, mesh.expert, mesh.tensor)
+
+
+def placement_of(config: RunConfig, layout: Layout) -> Placement:
+    """What one device has of a run's step."""
+    train = config.train
+    rows = train.batch_size // train.micro_batches // layout.rows
+    state = optimizer_bytes(config.optim, config.model)
+    return Placement(layout, max(1, rows), train.micro_batches, state)
+
+
+def optimizer_bytes(optim: OptimConfig, model: ModelConfig) -> float:
+    """Bytes of optimizer state for each parameter: AdamW's moments, or Muon's one in float32."""
+    adam = state_bytes(optim)
+    if optim.optimizer == "adamw":
+        return adam
+    params = counts.count(model, 1).params
+    parts = params.by_component
+    others = sum(parts[name] for name in ("embedding", "head", "router", "norms"))
+    return MUON_BYTES + (adam - MUON_BYTES) * others / (params.total + params.mtp)
+
+
+def with_remedies(plan: dict, model: ModelConfig, placement: Placement) -> dict:
+    """A plan by a config's own mesh, with what to change where it does not fit (``remedies``)."""
+    plan["layout"].setdefault("source", "config")
+    plan["remedies"] = []
+    if plan["memory_fits"] is False:
+        plan["remedies"] = remedies(
+            model, hardware=plan["hardware"], seq_len=plan["seq_len"], placement=placement
+        )
+    return plan
 
 
 def planned_tokens(setup: Setup) -> float:

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from moejax.cost import text
-from moejax.cost.bill import format_ledger, summarize
+from moejax.cost.bill import summarize
+from moejax.cost.bill_text import format_ledger
 
 
 def format_summary(summary: Mapping[str, Any], workdir: str) -> str:

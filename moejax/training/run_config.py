@@ -78,7 +78,8 @@ class RunConfig:
 
     Attributes:
       seed: of the initial weights and of the order of the data.
-      stage: what the run is part of, for the ledger: pretrain, sft and so on.
+      stage: what the run is part of, for the ledger: ``pretrain``, ``sft``, ``rl_rollout``,
+        ``rl_train``, ``distill``, ``eval``, or a name of one's own.
     """
 
     model: ModelConfig

@@ -8,7 +8,8 @@ import jax
 
 from moejax.config import UserError
 from moejax.cost.ledger import Ledger, process_age
-from moejax.training import prepare, run_dir
+from moejax.cost.meter import open_meter
+from moejax.training import charge_exchange, prepare, run_dir
 from moejax.training.loop import Run, RunFailed
 from moejax.training.run_config import RunConfig
 from moejax.training.signals import StopRequest
@@ -50,6 +51,12 @@ def train(config: RunConfig, workdir: str, *, bill_process: bool = False) -> dic
             peak_flops=billing.peak_flops,
             final=config.cost.final,
             region=config.cost.region,
+            exchange=charge_exchange.describe(setup),
+            plan=prepare.plan_run(setup),
+            pue=config.cost.pue,
+            purchase=config.cost.purchase(billing.hardware),
+            dollars_per_kwh=config.cost.dollars_per_kwh,
+            meter=open_meter(billing.hardware, setup.mesh.local_devices, billing.devices),
             backfill_seconds=time.monotonic() - begun,
         )
         return _run(setup, directory, ledger)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from moejax.config import ConfigError, build
+from moejax.config import ConfigError, UserError, build
 from moejax.cost.cost_config import BudgetConfig, CostConfig
 
 
@@ -20,6 +20,10 @@ def test_defaults_charge_this_machine_without_limit():
         ("region", "usaa", "did you mean 'usa'"),
         ("price", -0.5, "must be a finite number of dollars"),
         ("price", math.nan, "must be a finite number"),
+        ("price_kind", "sopt", "did you mean 'spot'"),
+        ("pue", 0.9, "must be from 1"),
+        ("pue", math.nan, "must be"),
+        ("dollars_per_kwh", -0.1, "must be a number of dollars"),
         ("mfu", 0.0, "above 0 and at most 1"),
         ("mfu", 38.9, "above 0 and at most 1"),
         ("prise", 1.0, "no such field; did you mean 'price'"),
@@ -30,6 +34,32 @@ def test_bad_cost_fields(field, value, message):
     with pytest.raises(ConfigError, match=message) as caught:
         build(CostConfig, {field: value}, "cost")
     assert str(caught.value).startswith(f"cost.{field} = {value!r}: ")
+
+
+def test_the_rate_of_a_run(tmp_path):
+    assert CostConfig().rate("h800_sxm").dollars_per_hour == 2.0
+    assert CostConfig(price=1.5).rate("h800_sxm").kind == "user"
+    assert CostConfig(price_kind="spot").rate("h100_sxm").kind == "spot"
+    path = tmp_path / "prices.yaml"
+    path.write_text("cpu: {rates: {owned: {dollars_per_hour: 0.01, date: 2026, source: us}}}")
+    cost = CostConfig(price_book=str(path))
+    assert cost.rate("cpu").to_dict() == {
+        "dollars_per_hour": 0.01, "kind": "owned", "source": "us", "date": "2026", "low": None,
+        "high": None, "book": str(path),
+    }  # fmt: skip
+    assert cost.purchase("h800_sxm").book == "moejax"
+
+
+def test_a_price_and_a_kind_contradict_each_other():
+    with pytest.raises(ConfigError, match=r"cost\.price_kind = 'spot': has no use beside"):
+        CostConfig(price=1.0, price_kind="spot")
+
+
+def test_a_books_absence_is_found_when_it_is_needed():
+    """Not before: the config of an old run can still be read once its book is gone."""
+    cost = CostConfig(price_book="gone.yaml")
+    with pytest.raises(UserError, match=r"gone\.yaml: cannot be read"):
+        cost.rate("cpu")
 
 
 @pytest.mark.parametrize("field", ["max_dollars", "max_flops", "max_hours"])

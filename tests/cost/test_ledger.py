@@ -2,9 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 import types
@@ -13,7 +10,10 @@ import pytest
 
 from moejax.config import ConfigError, UserError
 from moejax.cost import ledger
-from moejax.cost.ledger import PHASES, Ledger, process_age, read
+from moejax.cost.bill import read
+from moejax.cost.counters import Unreadable
+from moejax.cost.ledger import PHASES, Ledger, process_age
+from moejax.cost.meter import EnergyMeter
 from moejax.cost.prices import Price
 
 PRICE = Price(36.0, "user", "a test", "2025-01-01")  # a cent a device-second
@@ -110,6 +110,102 @@ def test_the_bill_of_a_run_by_hand(tmp_path, clock):
     assert found["co2_kg"] == pytest.approx(found["energy_kwh"] * 0.475)
 
 
+class Counter:
+    """Ten joules at each reading, until it breaks."""
+
+    broken = False
+
+    def delta(self):
+        if self.broken:
+            raise Unreadable("GPU is lost")
+        return 10.0
+
+
+def lines(path):
+    return [json.loads(line) for line in (path / "ledger.jsonl").read_text().splitlines()]
+
+
+def test_measured_energy_goes_into_every_charge(tmp_path, clock):
+    """20 J of two devices in 10 s, x 1.8 for the server x a PUE of 1.5, on France's grid."""
+    closed = []
+    meter = EnergyMeter(
+        "measured (NVML)", [Counter()], devices=2, includes="boards", clock=lambda: clock.now,
+        close=lambda: closed.append(True),
+    )  # fmt: skip
+    bill = opened(tmp_path, meter=meter, pue=1.5, region="france")  # reads once: 10 J
+    clock.pass_(10)
+    bill.close("completed")  # and again
+    assert closed == [True]
+    header, first, last = lines(tmp_path)
+    assert header["pue"] == 1.5
+    assert header["energy"] == {
+        "source": "measured (NVML)", "devices": 2, "includes": "boards", "reason": "",
+    }  # fmt: skip
+    assert (first["energy_joules"], last["energy_joules"]) == (10.0, 20.0)
+    assert (last["energy_seconds"], last["energy_source"]) == (10.0, "measured (NVML)")
+    assert "energy_reason" not in last
+    found = read(tmp_path)
+    assert found["energy_measured_kwh"] == pytest.approx(20 / 3.6e6)
+    assert found["energy_kwh"] == pytest.approx(20 / 3.6e6 * 1.8 * 1.5)
+    assert found["co2_kg"] == pytest.approx(found["energy_kwh"] * 0.056)
+    assert found["energy_source"] == "measured (NVML)"
+    assert found["energy_includes"] == "boards; x 1.8 for the server x 1.5 (PUE)"
+    assert found["energy_reason"] is None
+
+
+def test_what_the_meter_missed_is_estimated(tmp_path, clock):
+    """5 s of start-up before it and 5 s after it broke, of 20 s; 2 cores of 5 W and their share."""
+    counter = Counter()
+    meter = EnergyMeter("measured (RAPL)", [counter], devices=2, clock=lambda: clock.now)
+    bill = opened(tmp_path, meter=meter, backfill_seconds=5.0)
+    clock.pass_(10)
+    bill._flush("charge")
+    counter.broken = True
+    clock.pass_(5)
+    bill.close("completed")
+    assert lines(tmp_path)[-1]["energy_reason"] == "GPU is lost"
+    found = read(tmp_path)
+    around = 1.8 * 1.25
+    estimate = 10 * 2 * 5 * 0.75 * around / 3.6e6
+    assert found["energy_measured_kwh"] == pytest.approx(20 / 3.6e6)
+    assert found["energy_kwh"] == pytest.approx(20 / 3.6e6 * around + estimate)
+    assert found["energy_source"] == "measured (RAPL) 50.0 % of the time, else estimate"
+    assert found["energy_reason"] == "GPU is lost"
+
+
+def test_a_meter_that_cannot_measure_leaves_its_reason(tmp_path, clock):
+    bill = opened(tmp_path, meter=EnergyMeter("estimate", reason="no counters"))
+    clock.pass_(10)
+    bill.close("completed")
+    assert "energy_joules" not in lines(tmp_path)[-1]
+    found = read(tmp_path)
+    assert (found["energy_source"], found["energy_reason"]) == ("estimate", "no counters")
+    assert found["energy_measured_kwh"] is None
+    assert found["energy_kwh"] == pytest.approx(10 * 2 * 5 * 0.75 * 1.8 * 1.25 / 3.6e6)
+
+
+def test_a_slow_meter_does_not_hold_up_the_training_loop(tmp_path):
+    reading, release = threading.Event(), threading.Event()
+
+    class Slow:
+        def delta(self):
+            reading.set()
+            release.wait(20)
+            return 0.0
+
+    meter = EnergyMeter("measured (NVML)", [], devices=1)
+    bill = opened(tmp_path, meter=meter)
+    meter._counters = [Slow()]
+    assert reading.wait(20)  # the flushing thread waits for the counter
+    start = time.monotonic()
+    bill.add(1, 1.0, 1)
+    bill.enter("train")
+    took = time.monotonic() - start
+    release.set()
+    bill.close("completed")
+    assert took < 1.0
+
+
 def test_resuming_adds_a_segment_at_its_own_rate(tmp_path, clock):
     first = opened(tmp_path)
     with first.phase("train"):
@@ -169,6 +265,8 @@ def test_unknown_names(tmp_path):
         opened(tmp_path / "other", hardware="gpu")
     with pytest.raises(ConfigError, match=r"cost\.region"):
         opened(tmp_path / "other", region="mars")
+    with pytest.raises(ConfigError, match=r"cost\.pue"):
+        opened(tmp_path / "other", pue=0.5)
     assert not (tmp_path / "other").exists()
 
 
@@ -186,6 +284,21 @@ def test_it_is_flushed_every_second_and_sums_to_the_wall_time(tmp_path):
     bill.close("completed")
     wall = time.monotonic() - start
     assert sum(read(tmp_path)["seconds"].values()) == pytest.approx(wall, rel=0.01, abs=0.02)
+
+
+def test_the_segments_of_a_run_sum_to_the_time_that_they_took(tmp_path):
+    wall = 0.0
+    for _ in range(2):
+        start = time.monotonic()
+        bill = opened(tmp_path)
+        for phase in ("compile", "train", "eval"):
+            with bill.phase(phase):
+                time.sleep(0.1)
+        bill.close("interrupted")
+        wall += time.monotonic() - start
+    found = read(tmp_path)
+    assert sum(found["seconds"].values()) == pytest.approx(wall, rel=0.01, abs=0.02)
+    assert found["wall_seconds"] == sum(found["seconds"].values())
 
 
 def test_threads_lose_nothing(tmp_path):
@@ -209,13 +322,20 @@ def test_threads_lose_nothing(tmp_path):
 
 
 def test_charging_is_cheap(tmp_path):
-    """Well under 0.5 % of any step: a step makes a handful of calls; generous for busy machines."""
+    """What the loop does in a step takes under 0.5 % of one of 50 ms; the quickstart's take 700.
+
+    experiments/launch/ledger_overhead.py measures it in a run; generous, for busy machines.
+    """
     with opened(tmp_path) as bill:
         start = time.process_time()
         for _ in range(2000):
+            spent = (bill.total_dollars, bill.total_flops, bill.total_hours)
+            with bill.phase("data_wait"):
+                pass
             with bill.phase("train"):
                 bill.add(1, 1.0, 1)
-        assert (time.process_time() - start) / 2000 < 100e-6
+        assert (time.process_time() - start) / 2000 < 0.005 * 0.050
+        assert all(value >= 0 for value in spent)
 
 
 def test_a_torn_last_line_does_not_swallow_the_next(tmp_path, clock):
@@ -255,68 +375,6 @@ def test_a_ledger_that_cannot_be_read_is_not_added_to(tmp_path):
     path.write_text(json.dumps({"segment": "a", "event": "open", "version": 1}) + "\n")
     with pytest.raises(UserError, match="not a moejax ledger"):
         opened(tmp_path)
-
-
-CHILD = """
-import sys, time
-from moejax.cost.ledger import Ledger
-from moejax.cost.prices import Price
-began = time.monotonic()
-bill = Ledger.open(sys.argv[1] + "/ledger.jsonl", run_id="r", stage="pretrain", hardware="cpu",
-                   devices=1, price=Price(1.0, "user", "test", "2025"), peak_flops=1e9,
-                   backfill_seconds=eval(sys.argv[2]))
-print("ready", flush=True)
-bill.enter("train")
-while True:
-    bill.add(1, 1.0, 1)
-    time.sleep(0.001)
-"""
-
-
-def child(path, backfill="0.0"):
-    command = [sys.executable, "-c", CHILD, str(path), backfill]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-
-def test_sigkill_at_many_moments_costs_at_most_an_interval(tmp_path):
-    moments = [0.0, 0.1, 0.5, 0.9, 1.7, 2.2]
-    children = [child(tmp_path / str(i)) for i in range(len(moments))]
-    ready = []
-    for process in children:
-        assert process.stdout.readline() == "ready\n"
-        ready.append(time.monotonic())
-    last = max(ready)
-    lived = []
-    for i, moment in enumerate(moments):
-        time.sleep(max(0.0, last + moment - time.monotonic()))
-        if i == 4:
-            assert read(tmp_path / str(i))["status"] == "running"
-        os.kill(children[i].pid, signal.SIGKILL)
-        lived.append(time.monotonic() - ready[i])
-    for i, process in enumerate(children):
-        # Dead but not reaped it is a zombie, which runs no more.
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        found = read(tmp_path / str(i))
-        assert found["status"] == "killed"
-        slack = 0.7  # a busy machine wakes threads late
-        assert lived[i] - 1.0 - slack <= found["wall_seconds"] <= lived[i] + slack
-        process.wait()
-        process.stdout.close()
-        assert read(tmp_path / str(i))["status"] == "killed"
-        if found["wall_seconds"] > 1.5:
-            assert found["tokens"] > 0
-
-
-def test_start_up_is_back_filled_once_from_the_start_of_the_process(tmp_path):
-    begun = time.monotonic()
-    process = child(tmp_path, backfill="None")
-    assert process.stdout.readline() == "ready\n"
-    elapsed = time.monotonic() - begun
-    process.kill()
-    process.wait()
-    process.stdout.close()
-    startup = read(tmp_path)["seconds"]["startup"]
-    assert elapsed - 0.5 < startup < elapsed + 0.1
 
 
 def test_a_later_ledger_of_a_process_is_not_charged_its_start_up_again(tmp_path):

@@ -57,6 +57,7 @@ def measures(*rows):
         "dropped": np.full(len(load), 1.0), "devices_touched": tokens * 1.5,
         "nodes_touched": tokens * 1.25, "rows": tokens * 2.0,
         "rows_sent": tokens * 0.5, "bytes_sent": tokens * 64.0,
+        "rows_sent_out": tokens * 0.125, "bytes_sent_out": tokens * 16.0,
         "exchange_overflow": np.full(len(load), 3.0), "exchange_dropped": np.full(len(load), 1.5),
     }  # fmt: skip
 
@@ -85,7 +86,7 @@ def test_health_of_two_layers():
     assert health["squared_logsumexp"] == pytest.approx(9.0)
     assert health["top1_margin"] == pytest.approx(0.25)
     assert health["devices_per_token"] == 1.5 and health["nodes_per_token"] == 1.25
-    assert health["bytes_sent_per_token"] == 64
+    assert health["bytes_sent_per_token"] == 64 and health["bytes_sent_out_per_token"] == 16
     # Two layers of 8 tokens make 2 · 8 · 2 = 32 rows, of which 6 overflowed and 3 were left out.
     assert health["exchange_overflow_share"] == 6 / 32
     assert health["exchange_dropped_share"] == 3 / 32

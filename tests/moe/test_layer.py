@@ -99,7 +99,8 @@ def test_statistics_are_the_same_tree_whatever_runs(layer):
     # One device holds all experts: every valid token reaches that one, and sends nothing.
     stats = run(config())[2]
     assert float(stats["devices_touched"]) == float(stats["nodes_touched"]) == 13
-    for name in ("rows_sent", "bytes_sent", "exchange_overflow", "exchange_dropped", "dropped"):
+    sent = ("rows_sent", "rows_sent_out", "bytes_sent", "bytes_sent_out")
+    for name in (*sent, "exchange_overflow", "exchange_dropped", "dropped"):
         assert float(stats[name]) == 0, name
 
 

@@ -5,19 +5,24 @@ import json
 import math
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
 import pytest
 from runs import train, write_config
 
+from moejax.cost import ledger
 from moejax.cost.bill import read
+from moejax.cost.hardware import cpu_cores
 from moejax.cost.ledger import PHASES
 from moejax.training import restore
+from moejax.training.loop import Run
 from moejax.training.metrics import read_metrics
 
 SUMMARY = [
@@ -100,7 +105,18 @@ def test_the_ledger_is_closed_and_charges_its_phases(whole):
     bill = read(whole)
     assert bill["status"] == "completed" and bill["seconds"].keys() == set(PHASES)
     assert bill["seconds"]["compile"] > 0 and bill["seconds"]["train"] > 0
-    assert bill["tokens"] == summary(whole)["tokens"]
+    assert bill["tokens"] == bill["tokens_seen"] == summary(whole)["tokens"]
+
+
+def test_the_ledger_holds_the_plan_that_the_run_printed(whole):
+    against = read(whole)["plan"]
+    planned, actual, difference = (against[k] for k in ("planned", "actual", "difference"))
+    assert planned["tokens"] == pytest.approx(actual["tokens"], rel=0.01)
+    assert planned["model_flops"] == pytest.approx(actual["model_flops"], rel=0.01)
+    assert against["parts"]["compile"]["device_hours"] > 0
+    for unit, value in difference.items():
+        found = sum(part[unit] for part in against["parts"].values())
+        assert found == pytest.approx(value, rel=1e-6, abs=1e-9 * actual[unit])
 
 
 def test_the_same_command_gives_the_same_bits(config, whole, tmp_path):
@@ -169,11 +185,51 @@ def test_stopped_by_a_budget_and_resumed_equals_uninterrupted(config, whole, tmp
     assert len(bill["segments"]) == 2
 
 
-@pytest.mark.parametrize("limit", ["max_dollars=1e-7", "max_hours=1e-6"])
-def test_a_budget_spent_before_the_first_step_stops_there(config, tmp_path, limit):
-    assert train(config, tmp_path / "run", f"budget.{limit}") == 0
+def test_a_budget_spent_before_the_first_step_stops_there(config, tmp_path):
+    assert train(config, tmp_path / "run", "budget.max_dollars=1e-7") == 0
     result = summary(tmp_path / "run")
     assert result["status"] == "budget" and result["step"] == 0
+
+
+def test_hours_and_dollars_stop_within_a_step_and_the_run_goes_on(
+    config, whole, tmp_path, monkeypatch
+):
+    """Every batch takes 100 s by the ledger's clock, and 100 s cost a dollar for each core.
+
+    250 s are reached in the third step; 450 s' worth of dollars in the fifth.
+    """
+    now, place = [1000.0], Run._place
+
+    def slowly(run, *arguments):
+        now[0] += 100.0
+        return place(run, *arguments)
+
+    clock = {name: getattr(time, name) for name in ("strftime", "gmtime")}
+    monkeypatch.setattr(ledger, "time", types.SimpleNamespace(monotonic=lambda: now[0], **clock))
+    monkeypatch.setattr("moejax.training.train.process_age", lambda: 0.0)  # pytest's own
+    monkeypatch.setattr(Run, "_place", slowly)
+    workdir, cores, price = tmp_path / "run", cpu_cores(), "cost.price=36.0"
+    assert train(config, workdir, price, f"budget.max_hours={250 / 3600}") == 0
+    bill = read(workdir)
+    assert (summary(workdir)["step"], bill["status"]) == (3, "budget")
+    starting = bill["seconds"]["startup"]  # in real seconds
+    assert bill["wall_seconds"] == pytest.approx(300 + starting, rel=1e-6)
+    limit = cores * (4.5 + starting / 100)
+    assert train(config, workdir, price, f"budget.max_dollars={limit}") == 0
+    bill = read(workdir)
+    assert (summary(workdir)["step"], bill["status"]) == (5, "budget")
+    assert 0 <= bill["dollars"] - limit < cores  # a step costs a dollar a core
+    assert train(config, workdir, price, f"budget.max_dollars={100 * limit}") == 0
+    bill = read(workdir)
+    assert [part["status"] for part in bill["segments"]] == ["budget", "budget", "completed"]
+    assert losses(workdir) == losses(whole)
+    # The sum over segments is what they took: six steps, a validation of one batch or more.
+    assert bill["seconds"]["train"] == pytest.approx(600)
+    assert sum(bill["seconds"].values()) == pytest.approx(
+        now[0] - 1000.0 + bill["seconds"]["startup"], rel=0.01
+    )
+    assert bill["dollars"] == pytest.approx(cores * bill["wall_seconds"] / 100)
+    assert bill["redone"]["steps"] == 0 and bill["tokens_seen"] == bill["tokens"]
 
 
 def test_another_config_is_refused_and_its_fields_named(config, whole, capsys):
@@ -221,6 +277,10 @@ def test_a_resumed_run_whose_newest_checkpoint_is_damaged_goes_back_one(config, 
     assert train(config, workdir, "budget.max_flops=None") == 0
     said = capsys.readouterr().err
     assert str(data.name) in said and "going back to the checkpoint" in said
+    bill, again = read(workdir), int(re.search(r"resuming at step (\d+)", said)[1])
+    assert bill["redone"]["steps"] == second - again > 0
+    assert bill["tokens_seen"] == summary(workdir)["tokens"]
+    assert bill["tokens"] == bill["tokens_seen"] + bill["redone"]["tokens"]
 
 
 def test_micro_batches_and_a_mesh_give_the_same_run(config, whole, tmp_path, capsys):
@@ -238,6 +298,12 @@ def test_micro_batches_and_a_mesh_give_the_same_run(config, whole, tmp_path, cap
     assert 1 < row["router/devices_per_token"] < 2 and row["router/nodes_per_token"] == 1
     assert 0 < row["router/bytes_sent_per_token"] < 2 * 16 * 4
     assert row["router/exchange_dropped_share"] == 0
+    # The bill's: of one MoE layer, forward and backward, from both devices of the tensor axis.
+    sent, by_step = read(tmp_path / "run")["exchange"], read_metrics(tmp_path / "run")
+    each = [r["router/bytes_sent_per_token"] for r in by_step if "router/devices_per_token" in r]
+    assert min(each) <= sent["bytes_per_token"]["scale_up"] / (2 * 2) <= max(each)
+    assert sent["bytes_per_token"]["scale_out"] == 0 and sent["kind"] == "all_to_all"
+    assert read(whole)["exchange"] is None
     alone = read_metrics(whole)[0]
     assert alone["router/devices_per_token"] == 1 and alone["router/bytes_sent_per_token"] == 0
 
@@ -287,3 +353,22 @@ def test_sigterm_ends_the_step_saves_and_closes_the_ledger(config, tmp_path):
     assert summary(workdir)["status"] == "interrupted"
     steps = [int(p.name) for p in (workdir / "checkpoints").iterdir()]
     assert summary(workdir)["step"] == max(steps) > 0
+
+
+@pytest.mark.slow
+def test_two_processes_of_a_run_are_charged_what_they_took(config, tmp_path):
+    """From the command line: the phases of both segments against the clock, within 1 %."""
+    workdir, wall = tmp_path / "run", 0.0
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    for limit in ("1e7", "None"):
+        command = [sys.executable, "-m", "moejax.cli", "train", f"--config={config}"]
+        command += [f"--workdir={workdir}", f"--config.budget.max_flops={limit}"]
+        begun = time.time()
+        subprocess.run(command, check=True, capture_output=True, env=environment)
+        wall += (workdir / "ledger.jsonl").stat().st_mtime - begun
+    bill = read(workdir)
+    assert [part["status"] for part in bill["segments"]] == ["budget", "completed"]
+    assert sum(bill["seconds"].values()) == pytest.approx(wall, rel=0.01, abs=0.2)
+    assert bill["wall_seconds"] == pytest.approx(
+        sum(part["wall_seconds"] for part in bill["segments"])
+    )

@@ -3,13 +3,10 @@
 import dataclasses
 
 import jax
-import pytest
 import tiny
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from moejax.cost.counts import count
 from moejax.cost.prices import Price
-from moejax.models.presets import PRESETS
 from moejax.moe.choose import choose, choose_here
 from moejax.parallel import AXES, MeshConfig, make_mesh
 from moejax.training.prepare import (
@@ -17,7 +14,6 @@ from moejax.training.prepare import (
     back_end_lines,
     choose_back_ends,
     grouped_products,
-    parameter_shards,
     precision_lines,
 )
 
@@ -85,13 +81,3 @@ def test_on_a_gpu_each_leg_of_the_grouped_products_is_named():
             assert products[f"{matrix}.{leg}"]["backend"] in line and "(" in line
     blocks = dataclasses.replace(choice, dispatch="blocks")
     assert grouped_products(model, blocks, 8, 16) is None
-
-
-def test_the_expert_axis_cuts_the_experts_of_modules_ahead_too():
-    # DeepSeek-V3: 58 MoE layers and one of the MTP module, 256 experts of 3 · 7168 · 2048 each.
-    model = PRESETS["deepseek_v3"]
-    params = count(model, 1).params
-    total, routed = params.total + params.mtp, 59 * 256 * 3 * 7168 * 2048
-    by_hand = total / (routed / 64 + (total - routed) / 8)
-    found = parameter_shards(model, 1, MeshConfig(fsdp=8, expert=8))
-    assert found == pytest.approx(by_hand, rel=1e-12)

@@ -219,8 +219,8 @@ def test_noise_is_drawn_anew_each_step_and_is_the_same_on_any_mesh():
 
 
 TRAFFIC = (
-    "devices_touched", "nodes_touched", "rows", "rows_sent", "bytes_sent", "exchange_overflow",
-    "exchange_dropped",
+    "devices_touched", "nodes_touched", "rows", "rows_sent", "rows_sent_out", "bytes_sent",
+    "bytes_sent_out", "exchange_overflow", "exchange_dropped",
 )  # fmt: skip
 QUICK = [("data 2 x expert 2 x tensor 2", "blocks"), ("fsdp 2 x expert 4", "capacity")]
 SLOW = [
@@ -251,6 +251,7 @@ def test_a_mesh_gives_what_one_device_gives(mesh, model):
     assert np.all(traffic["devices_touched"] <= traffic["rows"])
     assert np.all(traffic["rows"] <= 2 * tokens)
     assert np.all((traffic["rows_sent"] > 0) == (devices > 1))
+    assert not np.any(traffic["rows_sent_out"])  # one machine
     assert np.all(traffic["bytes_sent"] == traffic["rows_sent"] * 16 * 4 * 2)
     assert not np.any(traffic["exchange_dropped"])
     tiny.assert_trees_close(gradients(many), gradients(one), 1e-5)

@@ -26,7 +26,8 @@ def layer_traffic(
 
     Returns:
       Those of ``traffic``; ``bytes_sent``, the vectors of the rows sent, there and back, in the
-      forward pass (choices and the padding of rounds come on top); ``exchange_overflow``, which is
+      forward pass (choices and the padding of rounds come on top), and ``bytes_sent_out``, those
+      of them that go to another machine; ``exchange_overflow``, which is
       ``beyond``; ``exchange_dropped``, those of them that were left out.
     """
     devices = expert_devices()
@@ -34,10 +35,12 @@ def layer_traffic(
         expert, config.num_experts, devices=devices, devices_per_node=config.devices_per_node,
         parts=1 if kind == "none" else parts_of_batch(x.shape[0]),
     )  # fmt: skip
+    row_bytes = 2.0 * x.shape[-1] * x.dtype.itemsize
     dropped = beyond if config.exchange_overflow == "drop" else jnp.zeros_like(beyond)
     return {
         **sums,
-        "bytes_sent": sums["rows_sent"] * (2.0 * x.shape[-1] * x.dtype.itemsize),
+        "bytes_sent": sums["rows_sent"] * row_bytes,
+        "bytes_sent_out": sums["rows_sent_out"] * row_bytes,
         "exchange_overflow": beyond,
         "exchange_dropped": dropped,
     }
@@ -64,12 +67,16 @@ def traffic(
     Returns:
       ``devices_touched`` and ``nodes_touched``, the devices along ``expert`` and the machines that
       hold a token's experts; ``rows``, a token bound for one device, with as many of its choices
-      as a row carries; ``rows_sent``, those of them that leave the token's own device.
+      as a row carries; ``rows_sent``, those of them that leave the token's own device, and
+      ``rows_sent_out``, its machine.
     """
     total = lambda mask: jnp.sum(mask, dtype=jnp.float32)
     if devices == 1:
         one = total(jnp.any(expert < num_experts, axis=1))
-        return {"devices_touched": one, "nodes_touched": one, "rows": one, "rows_sent": 0 * one}
+        return {
+            "devices_touched": one, "nodes_touched": one, "rows": one, "rows_sent": 0 * one,
+            "rows_sent_out": 0 * one,
+        }  # fmt: skip
     owner = jnp.where(expert < num_experts, expert // (num_experts // devices), devices)
     bound, nth = owner < devices, earlier_of_owner(owner)
     node = jnp.where(bound, owner // devices_per_node, devices)
@@ -81,4 +88,5 @@ def traffic(
         "nodes_touched": total(bound & (earlier_of_owner(node) == 0)),
         "rows": total(row),
         "rows_sent": total(row & (owner != home) & (parts > 1)),
+        "rows_sent_out": total(row & (node != home // devices_per_node) & (parts > 1)),
     }

@@ -34,13 +34,21 @@ def test_by_hand():
         "nodes_touched": 1 + 1 + 2 + 2 + 2 + 1 + 0 + 1,
         "rows": 2 + 2 + 2 + 2 + 2 + 2 + 0 + 1,
         "rows_sent": 0 + 2 + 1 + 1 + 2 + 2 + 0 + 1,
+        # Devices 0 and 1 are a machine, 2 and 3 the other. What leaves one: token 2 to device 1,
+        # 3 to 0, 4 to 2, 5 twice to 3, 7 to 0.
+        "rows_sent_out": 0 + 0 + 1 + 1 + 1 + 2 + 0 + 1,
     }
 
 
 @pytest.mark.parametrize(("per_node", "nodes"), [(1, 10), (2, 10), (3, 8), (4, 7), (8, 7)])
 def test_machines(per_node, nodes):
     # Of three devices: 0 1 2 | 3, so that [2, 4] and [5, 3] stay on one; [0, 7] does not.
-    assert measure(devices_per_node=per_node)["nodes_touched"] == nodes
+    found = measure(devices_per_node=per_node)
+    assert found["nodes_touched"] == nodes
+    if per_node == 1:
+        assert found["rows_sent_out"] == found["rows_sent"]
+    if per_node >= 4:
+        assert found["rows_sent_out"] == 0
 
 
 def test_four_parts_hold_two_tokens_each():
@@ -50,7 +58,7 @@ def test_four_parts_hold_two_tokens_each():
 
 def test_one_device_and_tokens_that_do_not_travel():
     assert measure(devices=1, parts=1) == {
-        "devices_touched": 7, "nodes_touched": 7, "rows": 7, "rows_sent": 0,
+        "devices_touched": 7, "nodes_touched": 7, "rows": 7, "rows_sent": 0, "rows_sent_out": 0,
     }  # fmt: skip
     assert measure(parts=1)["rows_sent"] == 0
     assert measure(parts=1)["devices_touched"] == 10
@@ -67,8 +75,8 @@ def test_a_layers_own(overflow, dropped):
     with jax.set_mesh(make_mesh(MeshConfig(data=2, expert=4))):
         # 9 rows of 16 numbers of 2 bytes, there and back.
         assert layer("all_to_all") == {
-            **measure(), "bytes_sent": 9 * 16 * 2 * 2, "exchange_overflow": 3,
-            "exchange_dropped": dropped,
+            **measure(), "bytes_sent": 9 * 16 * 2 * 2, "bytes_sent_out": 6 * 16 * 2 * 2,
+            "exchange_overflow": 3, "exchange_dropped": dropped,
         }  # fmt: skip
         assert layer("none")["rows_sent"] == layer("none")["bytes_sent"] == 0
     assert layer("none")["devices_touched"] == 7
