@@ -160,8 +160,7 @@ def _plan(run: Mapping[str, Any]) -> list[str]:
         f"{run['id']}: {text.dollars(actual['dollars'])} for {text.dollars(planned['dollars'])} "
         f"planned{_ratio(actual[unit], planned[unit])}, {actual['device_hours']:.3g} for "
         f"{planned['device_hours']:.3g} device-hours, {text.si(actual['tokens'])} for "
-        f"{text.si(planned['tokens'])} tokens",
-        f"  because of {why or 'nothing'}",
+        f"{text.si(planned['tokens'])} tokens\n        because of {why or 'nothing'}",
     ]
 
 

@@ -60,7 +60,7 @@ def test_plan_against_actual(tmp_path):
     found = table(tmp_path)
     assert (
         "plan    r: $0.054 for $0.036 planned (+50.0 %), 0.03 for 0.02 device-hours, 1 k for 1 k "
-        "tokens\nplan      because of compilation +$0.036, MFU 50.0 % for 25.0 % -$0.018\n"
+        "tokens\n        because of compilation +$0.036, MFU 50.0 % for 25.0 % -$0.018\n"
         in found
         + "\n"
     )
