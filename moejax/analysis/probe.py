@@ -262,8 +262,7 @@ def expert_outputs(
     rows = x.astype(dtype)
     if moe.latent_dim:
         rows = rows @ layer["latent_in"].astype(dtype)
-    each = jnp.broadcast_to(rows, (moe.num_experts, *rows.shape))
-    outputs = apply_batched(weights, each, jnp.ones((*each.shape[:2], 1), dtype))
+    outputs = apply_batched(weights, jnp.broadcast_to(rows, (moe.num_experts, *rows.shape)))
     if moe.latent_dim:
         outputs = outputs @ layer["latent_out"].astype(dtype)
     return outputs.astype(jnp.float32)

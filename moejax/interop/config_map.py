@@ -5,10 +5,12 @@ a checkpoint's numbers: their weights are taken where the file states them, and 
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
-from moejax.interop.fields import REQUIRED, Fields, runs
+from moejax.interop.fields import REQUIRED, Fields
 from moejax.models import AttentionConfig, ModelConfig, RopeConfig
+from moejax.models.model_config import Segment
 from moejax.moe import MoEConfig
 from moejax.moe.routers import RouterOptions
 
@@ -118,6 +120,25 @@ def read_heads(fields: Fields, head_dim: int | None = None) -> dict[str, int]:
     return {"num_heads": heads, "num_kv_heads": kv_heads, "head_dim": found or width // heads}
 
 
+def check_divides(fields: Fields, own_width: bool = True) -> None:
+    """Refuses heads that the family's class in Transformers does not build.
+
+    Args:
+      fields: the file.
+      own_width: the class takes a ``head_dim`` that is another one than width over heads.
+    """
+    heads, width = fields.size("num_attention_heads"), fields.size("hidden_size")
+    fields.check(
+        width % heads == 0, "hidden_size",
+        f"is no multiple of num_attention_heads = {heads}, as Transformers' class asks for",
+    )  # fmt: skip
+    found = fields.size("head_dim", None)
+    fields.check(
+        own_width or found in (None, width // heads), "head_dim",
+        f"must be hidden_size / num_attention_heads = {width // heads}, as in Transformers' class",
+    )  # fmt: skip
+
+
 def write_heads(config: ModelConfig) -> dict[str, int]:
     """The same fields back."""
     attention = config.attention
@@ -135,6 +156,7 @@ def read_model(
     moe: MoEConfig | None = None,
     dense: list[bool] | None = None,
     windows: list[bool] | None = None,
+    norm_eps: float = 1e-6,
     **changes: Any,
 ) -> ModelConfig:
     """The whole config, from what all families state alike.
@@ -145,6 +167,7 @@ def read_model(
       moe: options of the MoE layers, if there are any.
       dense: whether each layer is dense; None means all are, or none are with ``moe``.
       windows: whether each layer's attention has a window; None means none has.
+      norm_eps: the family's epsilon of RMSNorm where the file states none.
       **changes: further fields of ModelConfig.
     """
     fields.only("hidden_act", "silu")
@@ -167,7 +190,7 @@ def read_model(
         segments=() if simple else runs(kinds),
         attention=attention,
         tie_embeddings=fields.get("tie_word_embeddings", bool, False),
-        norm_eps=fields.get("rms_norm_eps", float, 1e-6),
+        norm_eps=fields.get("rms_norm_eps", float, norm_eps),
         moe=moe,
         **changes,
     )
@@ -208,14 +231,43 @@ def read_layer_types(fields: Fields) -> list[bool] | None:
 
 def layer_kinds(config: ModelConfig) -> list[str]:
     """Kind of every layer, first to last."""
-    return [kind for kinds, repeats in config.layout for _ in range(repeats) for kind in kinds]
+    return kinds_of(config.layout)
+
+
+def kinds_of(layout: Sequence[Segment]) -> list[str]:
+    """Segments as a list of layers, first to last; ``runs`` is the way back."""
+    return [kind for kinds, repeats in layout for kind in kinds * repeats]
+
+
+def runs(kinds: Sequence[str]) -> tuple[tuple[tuple[str, ...], int], ...]:
+    """A list of layers as segments: at each point the pattern whose repeats cover the most.
+
+    Args:
+      kinds: kind of every layer, first to last.
+    """
+    found, start = [], 0
+    while start < len(kinds):
+        best = (1, 1)  # length of the pattern, repeats
+        for length in range(1, (len(kinds) - start) // 2 + 1):
+            pattern, repeats = kinds[start : start + length], 1
+            while kinds[start + repeats * length : start + (repeats + 1) * length] == pattern:
+                repeats += 1
+            if repeats > 1 and repeats * length > best[0] * best[1]:
+                best = (length, repeats)
+        found.append((tuple(kinds[start : start + best[0]]), best[1]))
+        start += best[0] * best[1]
+    return tuple(found)
 
 
 def read_top_k(fields: Fields, experts_name: str, *more_names: str) -> tuple[int, int]:
-    """Experts and experts a token; the first of the names that the file has is meant."""
+    """Experts and experts a token; the names are several for one number."""
     names = [n for n in (experts_name, *more_names) if fields.values.get(n) is not None]
-    fields.idle(experts_name, *more_names)
     experts, top_k = fields.size((names or [experts_name])[0]), fields.size("num_experts_per_tok")
+    for name in names[1:]:
+        fields.check(
+            fields.size(name) == experts, name,
+            f"contradicts {names[0]} = {experts}; restore the file",
+        )  # fmt: skip
     fields.check(
         top_k <= experts, "num_experts_per_tok",
         f"is above the number of experts, {experts}; restore the file",

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from moejax.config import UserError
@@ -69,7 +69,7 @@ class Fields:
         """Refuses a field that is there, not null, and none of the values that moejax computes."""
         self._seen.add(name)
         value = self.values.get(name)
-        shown = " or ".join(map(repr, allowed))
+        shown = " or ".join(map(repr, allowed)) or "null"
         good = value is None or any(value == a and type(value) is type(a) for a in allowed)
         self.check(good, name, f"moejax computes {shown} only; this checkpoint cannot be used")
 
@@ -103,23 +103,3 @@ def read_json(file: pathlib.Path, remedy: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{str(file)!r}: holds no JSON object; {remedy}")
     return values
-
-
-def runs(kinds: Sequence[str]) -> tuple[tuple[tuple[str, ...], int], ...]:
-    """A list of layers as segments: at each point the pattern whose repeats cover the most.
-
-    Args:
-      kinds: kind of every layer, first to last.
-    """
-    found, start = [], 0
-    while start < len(kinds):
-        best = (1, 1)  # length of the pattern, repeats
-        for length in range(1, (len(kinds) - start) // 2 + 1):
-            pattern, repeats = kinds[start : start + length], 1
-            while kinds[start + repeats * length : start + (repeats + 1) * length] == pattern:
-                repeats += 1
-            if repeats > 1 and repeats * length > best[0] * best[1]:
-                best = (length, repeats)
-        found.append((tuple(kinds[start : start + best[0]]), best[1]))
-        start += best[0] * best[1]
-    return tuple(found)

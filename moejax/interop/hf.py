@@ -142,10 +142,15 @@ def _check_copies(source: Source, resolved: Resolved) -> None:
         original = source.tensors[whose]
         same = tensor.shape == original.shape and tensor.dtype == original.dtype
         if not (same and np.array_equal(_bytes(tensor.read()), _bytes(original.read()))):
+            way = (
+                "set num_nextn_predict_layers = 0 in config.json to leave MTP modules out"
+                if name.startswith("model.layers.")
+                else "set tie_word_embeddings = false there"
+            )
             raise UserError(
                 f"{tensor.file!r}: tensor {name} differs from {whose}, which it should repeat: the "
-                "model shares the two; restore the file"
-            )
+                f"model that config.json describes shares the two; restore the file, or {way}"
+            )  # fmt: skip
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:

@@ -78,6 +78,11 @@ def numbers(
 def _method(quantization: Mapping[str, Any] | None, where: str) -> tuple[str, tuple[int, int]]:
     if not quantization:
         return "none", (1, 1)
+    if not isinstance(quantization, Mapping):
+        raise UserError(
+            f"{where}: quantization_config = {quantization!r}: must be a block of fields; restore "
+            "the file"
+        )
     method = quantization.get("quant_method")
     if method not in ("fp8", "mxfp4"):
         raise UserError(

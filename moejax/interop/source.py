@@ -31,11 +31,13 @@ RECORD = "tensors.json"
 # carried as text; moejax never runs it.
 CARRIED = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
-    "vocab*", "merges.txt", "chat_template*", "*.tiktoken", "*.py", "LICENSE*",
+    "vocab*", "merges.txt", "chat_template*", "*tiktoken*", "*.py", "LICENSE*",
 )  # fmt: skip
 # Buffers that old checkpoints hold and that the config says.
 IGNORED = re.compile(r"\.rotary_emb\.inv_freq$")
 AGAIN = "restore the file, or correct config.json"
+# A tensor that tells an MTP module from a layer of the main model.
+MTP_PROJECTION = "eh_proj.weight"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +136,11 @@ def open_source(path: str | pathlib.Path) -> Source:
         remarks = (*remarks, f"{str(file)!r}: the checkpoint has no tensors of its "
                    f"{config.mtp_depth} MTP modules; they are left out")  # fmt: skip
         config = dataclasses.replace(config, mtp_depth=0)
+    surplus = _surplus_mtp(config, tensors)
+    if surplus:
+        remarks = (*remarks, f"{str(file)!r}: num_nextn_predict_layers leaves {len(surplus)} MTP "
+                   f"module(s) of the checkpoint out: {', '.join(surplus)}")  # fmt: skip
+        tensors = {name: t for name, t in tensors.items() if not name.startswith(surplus)}
     ignored = sum(bool(IGNORED.search(name)) for name in tensors)
     if ignored:
         remarks = (*remarks, f"{str(folder)!r}: {ignored} tensors rotary_emb.inv_freq are ignored; "
@@ -145,6 +152,18 @@ def open_source(path: str | pathlib.Path) -> Source:
 def _has_mtp(config: ModelConfig, tensors: Mapping[str, Tensor]) -> bool:
     prefix = LAYER.format(l=config.num_layers)
     return any(name.startswith(prefix) for name in tensors)
+
+
+def _surplus_mtp(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Prefixes of MTP modules that the files hold beyond those that config.json counts.
+
+    Leaving them out is usual: the main model does not need them.
+    """
+    found, number = [], config.num_layers + config.mtp_depth
+    while LAYER.format(l=number) + MTP_PROJECTION in tensors:
+        found.append(LAYER.format(l=number))
+        number += 1
+    return tuple(found)
 
 
 def parse(values: Mapping[str, Any], where: str) -> tuple[ModelConfig, Family, tuple[str, ...]]:

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moejax.config import ConfigError, check, check_not_negative, check_positive
+from moejax.interop.config_map import kinds_of, runs
 from moejax.models import ModelConfig
 from moejax.models.model_config import Segment, has_window, is_moe
 from moejax.moe import MoEConfig
@@ -96,7 +97,7 @@ def upcycle(
     config = plan.config
     source = _unstacked(variables["params"], model_config.layout)
     params = {name: value for name, value in variables["params"].items() if "segment_" not in name}
-    kinds = _kinds(config.layout)
+    kinds = kinds_of(config.layout)
     layers = [
         plan.layer(layer, jax.random.fold_in(key, i)) if is_moe(kind) else layer
         for i, (layer, kind) in enumerate(zip(source, kinds, strict=True))
@@ -272,9 +273,9 @@ def _gate_sum(moe: MoEConfig) -> tuple[float, bool]:
 
 def _layout(source: ModelConfig, options: UpcycleOptions) -> tuple[Segment, ...]:
     """The new model's segments: given, or from the source's layers."""
-    before = _kinds(source.layout)
+    before = kinds_of(source.layout)
     if options.segments:
-        after = _kinds(options.segments)
+        after = kinds_of(options.segments)
         same = [has_window(kind) for kind in before] == [has_window(kind) for kind in after]
         check(
             same, "model.segments", options.segments,
@@ -285,7 +286,7 @@ def _layout(source: ModelConfig, options: UpcycleOptions) -> tuple[Segment, ...]
         first, every = options.first_k_dense, options.every
         chosen = lambda i: i >= first and (i - first) % every == every - 1
         after = [k.replace("dense", "moe") if chosen(i) else k for i, k in enumerate(before)]
-        segments = _segments(after)
+        segments = runs(after)
     if not any(map(is_moe, after)):
         raise ConfigError(
             "upcycle.every", options.every,
@@ -293,27 +294,6 @@ def _layout(source: ModelConfig, options: UpcycleOptions) -> tuple[Segment, ...]
             f"{len(before)}; choose less",
         )  # fmt: skip
     return segments
-
-
-def _kinds(layout: tuple[Segment, ...]) -> list[str]:
-    return [kind for kinds, repeats in layout for kind in kinds * repeats]
-
-
-def _segments(kinds: list[str]) -> tuple[Segment, ...]:
-    """Layers as few scans: at each place the pattern that covers most, the shortest of equals."""
-    segments, at = [], 0
-    while at < len(kinds):
-        best = (1, 1)
-        for length in range(1, (len(kinds) - at) // 2 + 1):
-            pattern, repeats = kinds[at : at + length], 1
-            while kinds[at + length * repeats :][:length] == pattern:
-                repeats += 1
-            if repeats > 1 and length * repeats > best[0] * best[1]:
-                best = (length, repeats)
-        length, repeats = best
-        segments.append((tuple(kinds[at : at + length]), repeats))
-        at += length * repeats
-    return tuple(segments)
 
 
 def _unstacked(params: Tree, layout: tuple[Segment, ...]) -> list[Tree]:

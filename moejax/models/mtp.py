@@ -57,9 +57,8 @@ class PredictionModule(nn.Module):
 
     The order of the projection's inputs is that of the released weights, embedding first; the
     report's eq. 21 writes it the other way round. The hidden state comes normalised, from the main
-    model's final norm or from the module before: so do Transformers, Megatron, vLLM and SGLang run
-    it; the report says only 'the representation given by the main model'. Fed without that norm,
-    published weights still draft, but fewer drafts are accepted.
+    model's final norm or from the module before, as in the code of Transformers and Megatron; the
+    report says only 'the representation given by the main model'.
     """
 
     config: ModelConfig

@@ -239,13 +239,16 @@ def first_product(
 
 
 def apply_batched(
-    weights: ExpertWeights, rows: Float[Array, "E C D"], gate: Float[Array, "E C 1"]
+    weights: ExpertWeights,
+    rows: Float[Array, "E C D"],
+    gate: Float[Array, "E C 1"] | None = None,
 ) -> Float[Array, "E C D"]:
-    """Each expert over its own rows, weighted by their gates.
+    """Each expert over its own rows, weighted by their gates; None means 1.
 
     In FP8 the gates multiply what the second product reads, as in the dropless dispatchers: tiles
     along the rows depend on it.
     """
+    gate = jnp.ones((*rows.shape[:2], 1), rows.dtype) if gate is None else gate
     low = weights.precision == "fp8"
     if low:
         product = functools.partial(first_product, precision="fp8")

@@ -119,22 +119,9 @@ def make_train_step(
         return grads, (out.nll / targets, out.aux_loss / parts, out.router_stats, out.mtp)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        parts = batch.tokens.shape[0]
         targets = jnp.maximum(jnp.sum(batch.segment_ids > 0), 1).astype(jnp.float32)
-        first = jax.tree.map(lambda a: a[0], batch)
         run = lambda part, index, before: gradients(state, part, index, before, batch)
-        if parts == 1:
-            total = run(first, 0, {})
-        else:
-            shapes = jax.eval_shape(lambda: run(first, 0, {}))
-            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-            def add(total, item):
-                part, index = item
-                return jax.tree.map(jnp.add, total, run(part, index, total[1][2])), None
-
-            total, _ = jax.lax.scan(add, zeros, (batch, jnp.arange(parts)))
-        grads, (loss, aux_loss, router_stats, mtp) = total
+        grads, (loss, aux_loss, router_stats, mtp) = _over_parts(run, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new = TrainState(
             state.step + 1,
@@ -150,6 +137,23 @@ def make_train_step(
         )  # fmt: skip
 
     return step
+
+
+def _over_parts(run: Callable[[Batch, Array | int, Tree], Tree], batch: Batch) -> Tree:
+    """The sum of what ``run`` gives for each micro-batch, its number, and the earlier ones' router
+    statistics."""
+    parts = batch.tokens.shape[0]
+    first = jax.tree.map(lambda a: a[0], batch)
+    if parts == 1:
+        return run(first, 0, {})
+    shapes = jax.eval_shape(lambda: run(first, 0, {}))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    def add(total, item):
+        part, index = item
+        return jax.tree.map(jnp.add, total, run(part, index, total[1][2])), None
+
+    return jax.lax.scan(add, zeros, (batch, jnp.arange(parts)))[0]
 
 
 def make_eval_step(

@@ -54,14 +54,7 @@ def upcycle_run(
     """
     shown, source = f"--out = {out!r}", pathlib.Path(workdir).absolute()
     target = check_new_folder(out, shown)
-    if not (source / run_dir.CONFIG).is_file():
-        raise UserError(f"--workdir = {workdir!r}: no run is there; give a dense run's folder")
-    record = run_dir.read_record(source)
-    dense = run_config.from_dict(record["config"])
-    if dense.model.layers("moe"):
-        raise UserError(
-            f"--workdir = {workdir!r}: the run's model already has MoE layers; give a dense run"
-        )
+    dense, fingerprint = _dense_run(workdir)
     config, options = _wanted(dense, config_file, overrides, every, router_std, noise)
     tokenizer = config.data.tokenizer
     setup = prepare.prepare(config)
@@ -79,7 +72,7 @@ def upcycle_run(
     if source in pathlib.Path(tokenizer).parents:  # the new run has its own copy
         tokenizer = str(target / run_dir.TOKENIZER / tokenizers.FILE)
     config = with_tokenizer(setup.config, tokenizer)
-    origin = {"upcycled": str(source), "fingerprint": record["fingerprint"],
+    origin = {"upcycled": str(source), "fingerprint": fingerprint,
               "router_std": router_std, "noise": noise}  # fmt: skip
     with new_run(target, shown, "upcycle", config, setup, state, origin):
         pass
@@ -103,6 +96,20 @@ def format_upcycle(result: Mapping[str, Any]) -> str:
         f"{result['shards']} shard(s)\n"
         f"to train it: moejax train --config={result['config_file']} --workdir={result['workdir']}"
     )
+
+
+def _dense_run(workdir: str) -> tuple[RunConfig, str]:
+    """The run's config and its fingerprint; refuses a folder without a dense run."""
+    folder = pathlib.Path(workdir)
+    if not (folder / run_dir.CONFIG).is_file():
+        raise UserError(f"--workdir = {workdir!r}: no run is there; give a dense run's folder")
+    record = run_dir.read_record(folder)
+    dense = run_config.from_dict(record["config"])
+    if dense.model.layers("moe"):
+        raise UserError(
+            f"--workdir = {workdir!r}: the run's model already has MoE layers; give a dense run"
+        )
+    return dense, record["fingerprint"]
 
 
 def _wanted(

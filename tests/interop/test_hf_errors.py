@@ -34,6 +34,10 @@ def drop_tensor(folder):
     rewrite(folder, lambda found: found.pop(Q))
 
 
+def quantized_somehow(folder):
+    edit(folder, quantization_config="fp8")
+
+
 def add_tensor(folder):
     rewrite(folder, lambda found: found.update({"model.layers.9.x.weight": np.zeros(2)}))
 
@@ -82,6 +86,7 @@ BROKEN = {
     "unexpected tensor": (add_tensor, ["model.layers.9.x.weight", "unexpected"]),
     "wrong shape": (wrong_shape, [Q, "[8, 9] instead of [8, 8]"]),
     "integers": (integers, [Q, "I8", "BF16"]),
+    "quantised, no block": (quantized_somehow, ["quantization_config = 'fp8'", "block of fields"]),
     "pickle only": (pickled, ["pytorch_model.bin", "pickled", "safetensors"]),
     "no weights": (nothing, ["holds no model.safetensors"]),
     "no config": (no_config, ["config.json", "no such file"]),

@@ -65,7 +65,28 @@ def test_a_copy_that_differs_is_named(name, v3, tmp_path):
     found[LAST + name][0, 0] += 1
     (tmp_path / "config.json").write_text(json.dumps(checkpoints.V3))
     checkpoints.write_file(tmp_path / "model.safetensors", found)
-    with pytest.raises(UserError, match=f"{LAST}{name} differs from"):
+    with pytest.raises(UserError, match=f"{LAST}{name} differs from.*num_nextn_predict_layers = 0"):
+        hf.load(tmp_path)
+
+
+def test_a_config_may_leave_the_modules_out(v3, tmp_path):
+    """As the usual conversions of V3 to BF16 do: no layer of the main model is lost by it."""
+    folder, variables = v3
+    found = checkpoints.tensors(folder)
+    found[LAST + "embed_tokens.weight"][0, 0] += 1  # as after fine-tuning without the modules
+    checkpoints.write_file(tmp_path / "model.safetensors", found)
+    values, said = {**checkpoints.V3, "num_nextn_predict_layers": 0}, []
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    config, again = hf.load(tmp_path, say=said.append)
+    assert config.mtp_depth == 0 and len(said) == 1 and LAST in said[0]
+    main = {k: v for k, v in variables["params"].items() if not k.startswith("mtp_")}
+    tiny.assert_trees_close(again["params"], main, 0.0)
+    hf.save(tmp_path / "again", config, again, like=tmp_path)
+    kept = checkpoints.tensors(tmp_path / "again")
+    assert kept.keys() == {n for n in found if not n.startswith(LAST)}
+    # One layer fewer than the files hold is still a mistake.
+    (tmp_path / "config.json").write_text(json.dumps({**values, "num_hidden_layers": 2}))
+    with pytest.raises(UserError, match=r"model\.layers\.2\..* is unexpected"):
         hf.load(tmp_path)
 
 

@@ -133,8 +133,9 @@ def test_quantised_tensors_without_what_they_need(fp8, tmp_path):
 
 GPT_OSS = dict(
     checkpoints.DENSE, model_type="gpt_oss", hidden_size=32, head_dim=4, intermediate_size=32,
-    num_local_experts=3, num_experts_per_tok=2, sliding_window=3, rope_scaling=None,
-    torch_dtype="bfloat16", quantization_config={"quant_method": "mxfp4"},
+    num_local_experts=3, num_experts_per_tok=2, sliding_window=3,
+    rope_scaling={"rope_type": "default"}, torch_dtype="bfloat16",
+    quantization_config={"quant_method": "mxfp4"},
 )  # fmt: skip
 
 

@@ -11,7 +11,8 @@ import tiny
 
 from moejax.config import ConfigError
 from moejax.cost.counts import count
-from moejax.interop.upcycle import UpcycleOptions, _segments, upcycle
+from moejax.interop.config_map import runs
+from moejax.interop.upcycle import UpcycleOptions, upcycle
 from moejax.models import Transformer
 from moejax.moe import MoEConfig, router_options
 
@@ -186,10 +187,10 @@ def test_which_layers_become_moe(changes, layout):
 
 
 def test_layers_are_put_into_few_scans():
-    assert _segments(list("aaaa")) == ((("a",), 4),)
-    assert _segments(list("abab")) == ((("a", "b"), 2),)
-    assert _segments(list("daabaabaab")) == ((("d",), 1), (("a", "a", "b"), 3))
-    assert _segments(list("abc")) == ((("a",), 1), (("b",), 1), (("c",), 1))
+    assert runs(list("aaaa")) == ((("a",), 4),)
+    assert runs(list("abab")) == ((("a", "b"), 2),)
+    assert runs(list("daabaabaab")) == ((("d",), 1), (("a", "a", "b"), 3))
+    assert runs(list("abc")) == ((("a",), 1), (("b",), 1), (("c",), 1))
 
 
 def test_embeddings_and_attention_are_taken_as_they_are():

@@ -7,6 +7,7 @@ Transformers has the same for V2 and V3, and no class for the 16B model.
 from typing import Any
 
 from moejax.interop.config_map import (
+    check_divides,
     layer_kinds,
     read_heads,
     read_model,
@@ -74,7 +75,7 @@ def write_moe(config: ModelConfig) -> dict[str, Any]:
     sequence = getattr(router, "sequence_loss_weight", 0.0)
     return {
         "n_routed_experts": moe.num_experts, "num_experts_per_tok": moe.top_k,
-        "n_shared_experts": moe.num_shared_experts or None, "moe_layer_freq": 1,
+        "n_shared_experts": moe.num_shared_experts, "moe_layer_freq": 1,
         "moe_intermediate_size": moe.d_expert, "first_k_dense_replace": dense,
         "norm_topk_prob": getattr(router, "normalize_gates", False),
         "seq_aux": sequence > 0 or not getattr(router, "balance_loss_weight", 0.0),
@@ -82,9 +83,14 @@ def write_moe(config: ModelConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def read_groups(fields: Fields, score: str) -> dict[str, Any]:
-    """The router's groups."""
-    groups, kept = fields.size("n_group", 1), fields.size("topk_group", 1)
+def read_mtp(fields: Fields) -> int:
+    """How many MTP modules there are, under either of the field's two names."""
+    return fields.get("num_nextn_predict_layers", int, fields.get("num_mtp_layers", int, 0))
+
+
+def read_groups(fields: Fields, score: str, groups: int = 1, kept: int = 1) -> dict[str, Any]:
+    """The router's groups; the numbers are the family's where the file states none."""
+    groups, kept = fields.size("n_group", groups), fields.size("topk_group", kept)
     return {"num_groups": groups, "groups_kept": kept, "group_score": score}
 
 
@@ -165,6 +171,7 @@ def _read_v2(fields: Fields) -> ModelConfig:
     fields.only(
         "norm_topk_prob", False
     )  # codes differ in what the scale does to renormalised gates
+    check_divides(fields)
     method = fields.get("topk_method", str, "greedy")
     router: dict[str, Any] = {"name": "deepseek_v2"}
     fields.idle("n_group", "topk_group")
@@ -203,13 +210,14 @@ def _read_v3(fields: Fields) -> ModelConfig:
     fields.only("topk_method", "noaux_tc")
     fields.get("rope_interleave", bool, True)
     router = {
-        "name": "deepseek_v3", **read_groups(fields, "top2"),
+        "name": "deepseek_v3", **read_groups(fields, "top2", 8, 4),
         "normalize_gates": fields.get("norm_topk_prob", bool, True),
         "routed_scale": fields.get("routed_scaling_factor", float, 2.5),
     }  # fmt: skip
     attention, moe = _read_mla(fields), read_moe(fields, router)
-    depth = fields.get("num_nextn_predict_layers", int, 0)
-    return read_model(fields, attention, moe=moe, dense=dense_layers(fields, 3), mtp_depth=depth)
+    return read_model(
+        fields, attention, moe=moe, dense=dense_layers(fields, 3), mtp_depth=read_mtp(fields)
+    )
 
 
 def _write_v3(config: ModelConfig) -> dict[str, Any]:

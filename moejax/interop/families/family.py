@@ -15,7 +15,7 @@ class Family:
 
     Attributes:
       model_type: ``model_type`` of its config.json.
-      architecture: the class that Transformers, vLLM and others run it by.
+      architecture: the class that runs it, in Transformers or in the code released with it.
       read: from the file's fields to our config.
       write: from our config to the file's fields, losses aside. What it cannot say is found by
         reading the result again.

@@ -14,6 +14,7 @@ from moejax.interop.families.deepseek import (
     dense_layers,
     read_groups,
     read_moe,
+    read_mtp,
     write_groups,
     write_moe,
 )  # fmt: skip
@@ -42,10 +43,9 @@ def _read(fields: Fields) -> ModelConfig:
         "normalize_gates": fields.get("norm_topk_prob", bool, True),
         "routed_scale": fields.get("routed_scaling_factor", float, 1.0),
     }  # fmt: skip
-    depth = fields.get("num_nextn_predict_layers", int, fields.get("num_mtp_layers", int, 0))
     return read_model(
         fields, attention, moe=read_moe(fields, router), dense=dense_layers(fields, 1),
-        mtp_depth=depth,
+        norm_eps=1e-5, mtp_depth=read_mtp(fields),
     )  # fmt: skip
 
 

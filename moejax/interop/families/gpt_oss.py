@@ -26,6 +26,11 @@ def _read(fields: Fields) -> ModelConfig:
     fields.only("swiglu_limit", 7.0)
     fields.only("swiglu_alpha", 1.702)
     fields.only("attention_bias", True)
+    fields.check(
+        bool(fields.values.get("rope_parameters") or fields.values.get("rope_scaling")),
+        "rope_scaling", "has to be there, if only as {'rope_type': 'default'}: without it "
+        "Transformers takes YaRN by 32; restore the file",
+    )  # fmt: skip
     fields.idle("initial_context_length", "experts_per_token", "router_aux_loss_coef")
     theta, rope = read_rope(fields, 150_000.0)
     count = fields.size("num_hidden_layers")
@@ -40,14 +45,16 @@ def _read(fields: Fields) -> ModelConfig:
         experts, top_k, fields.size("intermediate_size"), activation="clamped_swiglu",
         expert_bias=True, router=router_options({"name": "gpt_oss"}),
     )  # fmt: skip
-    return read_model(fields, attention, moe=moe, windows=windows)
+    return read_model(fields, attention, moe=moe, windows=windows, norm_eps=1e-5)
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
     moe, windows = config.moe, ["window" in kind for kind in layer_kinds(config)]
+    rope = write_rope(config.attention)
+    rope["rope_scaling"] = rope["rope_scaling"] or {"rope_type": "default"}  # null means YaRN
     names = ["sliding_attention" if window else "full_attention" for window in windows]
     return {
-        **write_model(config), **write_heads(config), **write_rope(config.attention),
+        **write_model(config), **write_heads(config), **rope,
         "intermediate_size": moe.d_expert, "num_local_experts": moe.num_experts,
         "num_experts_per_tok": moe.top_k, "attention_bias": True, "swiglu_limit": 7.0,
         "sliding_window": config.attention.window or None, "layer_types": names,

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from moejax.interop.config_map import (
+    check_divides,
     layer_kinds,
     read_heads,
     read_layer_types,
@@ -21,6 +22,7 @@ from moejax.models import AttentionConfig, ModelConfig
 
 def _read_llama(fields: Fields) -> ModelConfig:
     fields.only("mlp_bias", False)
+    check_divides(fields)
     theta, rope = read_rope(fields, 10_000.0)
     bias = "all" if fields.get("attention_bias", bool, False) else "none"
     attention = AttentionConfig(**read_heads(fields), bias=bias, rope_theta=theta, rope=rope)
@@ -46,7 +48,7 @@ def read_qwen_windows(fields: Fields) -> tuple[int, list[bool]]:
     """
     count = fields.size("num_hidden_layers")
     used = fields.get("use_sliding_window", bool, False)
-    window, first = fields.get("sliding_window", int, 0), fields.get("max_window_layers", int, 0)
+    window, first = fields.get("sliding_window", int, 0), fields.get("max_window_layers", int, 28)
     listed = read_layer_types(fields)
     windows = listed or [used and i >= first for i in range(count)]
     if any(windows):

@@ -3,6 +3,7 @@
 from typing import Any
 
 from moejax.interop.config_map import (
+    check_divides,
     read_heads,
     read_model,
     read_rope,
@@ -28,7 +29,7 @@ def _read_mixtral(fields: Fields) -> ModelConfig:
     router = {"name": "mixtral", "jitter": jitter, **read_weight(fields, "router_aux_loss_coef")}
     moe = MoEConfig(count, top_k, fields.size("intermediate_size"), router=router_options(router))
     windows = [window > 0] * fields.size("num_hidden_layers")
-    return read_model(fields, attention, moe=moe, windows=windows)
+    return read_model(fields, attention, moe=moe, windows=windows, norm_eps=1e-5)
 
 
 def _write_mixtral(config: ModelConfig) -> dict[str, Any]:
@@ -52,6 +53,7 @@ MIXTRAL = Family(
 
 def _read_olmoe(fields: Fields) -> ModelConfig:
     fields.only("clip_qkv")
+    check_divides(fields, own_width=False)
     theta, rope = read_rope(fields, 10_000.0)
     bias = "all" if fields.get("attention_bias", bool, False) else "none"
     attention = AttentionConfig(
@@ -63,7 +65,7 @@ def _read_olmoe(fields: Fields) -> ModelConfig:
         **read_weight(fields, "router_aux_loss_coef"),
     }  # fmt: skip
     moe = MoEConfig(experts, top_k, fields.size("intermediate_size"), router=router_options(router))
-    return read_model(fields, attention, moe=moe)
+    return read_model(fields, attention, moe=moe, norm_eps=1e-5)
 
 
 def _write_olmoe(config: ModelConfig) -> dict[str, Any]:

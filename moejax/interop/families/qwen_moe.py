@@ -112,8 +112,12 @@ def _read_qwen3(fields: Fields) -> ModelConfig:
     theta, rope = read_rope(fields, 10_000.0)
     fields.idle("max_window_layers")  # Transformers' class ignores it
     window = fields.get("sliding_window", int, 0)
-    if not fields.get("use_sliding_window", bool, False):
-        window = 0
+    used = fields.get("use_sliding_window", bool, False)
+    fields.check(
+        not used or window > 0, "use_sliding_window", "needs sliding_window beside it; restore the "
+        "file",
+    )  # fmt: skip
+    window = window if used else 0
     bias = "all" if fields.get("attention_bias", bool, False) else "none"
     attention = AttentionConfig(
         **read_heads(fields), qk_norm="head", bias=bias, window=window, rope_theta=theta,

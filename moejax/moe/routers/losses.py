@@ -33,7 +33,8 @@ class LossOptions(RouterOptions):
       coupling_loss_weight: how far an expert answers another's router column louder than its own
         expert does, or its own less than another's (expert-router coupling: 1); noisy in training.
       coupling_alpha: its margin, from 0, which wants experts the most different, to 1.
-      layer_weights: factor on the sum by MoE layer, first to last; empty for 1 everywhere.
+      layer_weights: factor on the sum by MoE layer, first to last; empty for 1 everywhere. Routers
+        of MTP modules have the last one's.
     """
 
     balance_loss_weight: float = 0.0
