@@ -1,4 +1,4 @@
-"""Tables and figures from run directories, their corpus, and nothing else.
+"""Tables and figures: from run directories and their corpus, and of bills without a run.
 
     curves          loss over dollars
     balance_rules   how fast each bias rule balances fixed scores
@@ -9,6 +9,9 @@
     held_out        held-out text with the document of every token
     inspect_text    its tables on a terminal
     inspect_figures its figures
+    bills           published bills, lenses and sensitivities, for the notebooks
+    links           one run on chips with other links
+    budgets         what scaling laws advise over budgets
 
 Nothing here is imported by training, but for the curve that every run ends with.
 """

@@ -5,6 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from moejax.cost.memory import Layout, Placement, memory_parts, usable_bytes
 from moejax.models import AttentionConfig, ModelConfig, Transformer
@@ -69,6 +71,29 @@ def test_logits_exist_in_chunks():
 
 def test_what_a_device_may_fill():
     assert usable_bytes("h100_sxm") == 0.9 * 80e9 and usable_bytes("cpu") is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(sorted(PRESETS)), st.sampled_from(["none", "dots", "full"]),
+    st.sampled_from([1, 2, 8]), st.sampled_from([1, 2, 4]), st.integers(1, 8),
+)  # fmt: skip
+def test_memory_is_never_negative_and_falls_where_it_is_cut(name, remat, expert, tensor, rows):
+    config = dataclasses.replace(PRESETS[name], remat=remat)
+    here = Layout(fsdp=2, expert=expert, tensor=tensor)
+    one, wider = (
+        parts(config, layout=dataclasses.replace(here, fsdp=fsdp), rows=rows) for fsdp in (2, 4)
+    )
+    assert min(one.values()) >= 0
+    for part in STATE:
+        assert wider[part] == pytest.approx(one[part] / 2)
+    more = parts(config, layout=here, rows=rows + 1)
+    assert more["activations"] > one["activations"] and more["working"] > one["working"]
+    kept = [
+        parts(dataclasses.replace(config, remat=policy), layout=here, rows=rows)["activations"]
+        for policy in ("none", "dots", "full")
+    ]
+    assert kept == sorted(kept, reverse=True)
 
 
 ROWS, LENGTH, WIDTH = 4, 256, 128

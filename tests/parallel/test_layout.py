@@ -3,6 +3,8 @@
 import dataclasses
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from moejax.config import ConfigError
 from moejax.cost.memory import Layout, Placement, memory_parts, usable_bytes
@@ -41,6 +43,22 @@ def test_a_suggestion_fits_divides_and_uses_every_device(name, devices, hardware
     assert sum(parts.values()) == found.memory <= usable_bytes(hardware)
     changed = {f"model.{name}": getattr(found.model, name) for name in ("remat", "loss_chunk")}
     assert found.changes.items() <= changed.items()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from(sorted(PRESETS)),
+    st.sampled_from(["h100_sxm", "h20", "b200", "gb200", "tpu_v6e", "rtx_4090"]),
+    st.integers(1, 600),
+    st.sampled_from([512, 4096, 8192]),
+)
+def test_any_suggestion_divides_and_uses_every_device(name, hardware, devices, seq_len):
+    found = suggested(PRESETS[name], devices, hardware, seq_len)
+    layout = found.layout
+    assert layout.devices == devices
+    check_fits((layout.data, layout.fsdp, layout.expert, layout.tensor), found.model, layout.rows)
+    assert found.fits == (found.memory <= usable_bytes(hardware))
+    assert found.devices_needed is None or (not found.fits and found.devices_needed > devices)
 
 
 def test_the_rule():
