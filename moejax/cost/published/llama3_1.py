@@ -50,7 +50,7 @@ def _largest() -> list[Figure]:
         Figure("pre-training, 405B", "GPU-hours", taken, hours(causal, "h100_sxm", 0.41), "derived",
                "causal FLOPs over 41 % of the peak", CARD, 0.01,
                "the card counts all hours of training: long-context stages at 38 %, under 10 % of "
-               "downtime (section 3.3.4), post-training"),
+               "downtime (section 3.3.4), perhaps post-training"),
         Figure("utilisation by 6N, 405B", "%", None, 100 * implied_mfu(named, "h100_sxm", taken),
                "implied", "3.8e25 FLOP over the card's hours of the peak", "counted"),
     ]  # fmt: skip
