@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import os
-import resource
 import sys
 import time
 
@@ -95,9 +94,21 @@ def compile_step(path: str, overrides: list[str]) -> dict:
         ),
         "output_bytes": memory.output_size_in_bytes,
         "seconds": seconds,
-        "peak_process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_process_bytes": peak_memory(),
         "jax": jax.__version__,
     }
+
+
+def peak_memory() -> int | None:
+    """The most bytes of memory that this process had at once; None where Linux does not say.
+
+    Not getrusage's: that is the peak of the process that started this one, if that was larger.
+    """
+    try:
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return None
 
 
 if __name__ == "__main__":

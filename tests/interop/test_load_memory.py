@@ -21,20 +21,21 @@ VALUES = dict(
 )  # fmt: skip
 
 CHILD = """
-import json, resource, sys
+import json, sys
 import jax
 from moejax.interop import hf
 
-def resident():
+def memory(name):
+    # Not getrusage: its peak is that of the process that started this one, if that was larger.
     with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmRSS"))
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
 
 jax.block_until_ready(jax.numpy.zeros(8))
-start = resident()
+start = memory("VmRSS")
 config, variables = hf.load(sys.argv[1])
-loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - start
+loaded = memory("VmHWM") - start
 hf.save(sys.argv[2], config, variables, like=sys.argv[1])
-saved = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - start
+saved = memory("VmHWM") - start
 print(json.dumps({"load": loaded, "save": saved}))
 """
 
