@@ -144,7 +144,7 @@ def format_compare(found: dict[str, Any]) -> str:
         "compute, links, not hidden: µs of a device for each token; none hidden: device-hours then",
     ]
     if found["devices"]:
-        days = ", ".join(f"{row['wall_days']:.1f} on {row['hardware']}" for row in found["chips"])
+        days = ", ".join(f"{_days(row)} on {row['hardware']}" for row in found["chips"])
         lines.append(f"days on {found['devices']} devices: {days}")
     sent = found["chips"][0]["exchange"]
     if sent is None:
@@ -155,6 +155,10 @@ def format_compare(found: dict[str, Any]) -> str:
         f"sends {exchange_bytes(sent)}"
     )
     return "\n".join([*lines, *wrapped(reached), *wrapped(f"assumed: {sent['assumption']}")])
+
+
+def _days(row: dict[str, Any]) -> str:
+    return "unknown" if row["wall_days"] is None else f"{row['wall_days']:.1f}"
 
 
 def _row(row: dict[str, Any]) -> list[str]:

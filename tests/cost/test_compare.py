@@ -74,6 +74,14 @@ def test_a_dense_model_has_no_exchange(capsys):
     assert "no tokens travel" in capsys.readouterr().out
 
 
+def test_a_network_that_nobody_knows(capsys):
+    """No network is named for the RTX 4090: its hours are unknown, and the others' are not."""
+    command = ["plan", "--model=deepseek_v3", "--tokens=1e12", "--compare=h100_sxm,rtx_4090"]
+    assert cli.main([*command, "--devices=64", "--expert-devices=64"]) == 0
+    text = capsys.readouterr().out
+    assert "unknown on rtx_4090" in text and "on h100_sxm" in text and "None" not in text
+
+
 def test_devices_where_nobody_says():
     named = lambda name: default_expert_devices(PRESETS[name], "h800_sxm")
     assert named("deepseek_v3") == 64  # 8 groups, a node each
