@@ -91,9 +91,10 @@ def lens_rows(hardware: str = "h800_sxm") -> list[tuple[str, float, str]]:
 
 
 def _points(price: Price) -> list[float]:
-    """A rate's range, or the rate."""
-    ends = [end for end in (price.low, price.high) if end is not None]
-    return ends or [price.dollars_per_hour]
+    """A rate's range, of which it is an end itself where the source gives one only, or the rate."""
+    rate = price.dollars_per_hour
+    ends = (rate if price.low is None else price.low, rate if price.high is None else price.high)
+    return sorted(set(ends))
 
 
 def lens_table(hardware: str = "h800_sxm") -> str:

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from moejax.config import UserError
+from moejax.config import ConfigError, UserError
 from moejax.cost import plan_against, redone, totals
 from moejax.cost.bill_exchange import exchange_bill
 from moejax.cost.segments import FILE_NAME, PHASES, Segment, ledger_errors, segments
@@ -44,8 +44,11 @@ def read(directory: str | os.PathLike) -> dict[str, Any]:
     parts = segments(path)
     if not parts:
         raise UserError(f"{path}: holds no readable line; was the run killed as it began?")
-    with ledger_errors(path):
-        return _run(path, parts)
+    try:
+        with ledger_errors(path):
+            return _run(path, parts)
+    except ConfigError as error:  # a chip or region of another moejax
+        raise UserError(f"{path}: {error}") from error
 
 
 def spent(path: pathlib.Path) -> dict[str, float]:

@@ -29,7 +29,7 @@ from collections.abc import Callable
 from typing import Any
 
 from moejax.config import check, nearest
-from moejax.cost import budget_models, prices, text
+from moejax.cost import budget_models, text
 from moejax.cost import hardware as chips
 from moejax.cost.budget import (
     FLAG,
@@ -42,6 +42,7 @@ from moejax.cost.budget import (
     price_spread,
 )
 from moejax.cost.budget_models import Choice
+from moejax.cost.cost_config import CostConfig
 from moejax.cost.memory import Layout, Placement
 from moejax.cost.plan import make_plan
 from moejax.cost.scaling_laws import LAWS
@@ -66,7 +67,7 @@ def plan_budget(
     seq_len: int,
     law: str = DEFAULT_LAW,
     devices: int | None = None,
-    price: float | None = None,
+    cost: CostConfig | None = None,
     mfu: float | None = None,
     mfu_source: str | None = None,
     place: Callable[[ModelConfig, int], Placement] | None = None,
@@ -80,7 +81,8 @@ def plan_budget(
       law: whose model ``plan`` is about.
       devices: how many; None takes the fewest, a power of two, that are done in 90 days and hold
         the model, split over all of them, if any number does; on a CPU, this machine's cores.
-      price: dollars of a device-hour; None takes the book's, with its range.
+      cost: the way to a rate (the book's has a range), to a purchase price and the region, as in a
+        config; None takes the packaged book's. Its ``hardware`` and ``mfu`` are not used.
       mfu: utilisation; None takes a default, with a range.
       mfu_source: where ``mfu`` is from.
       place: what a device has of a model's step on so many devices; None cuts experts into as many
@@ -96,7 +98,8 @@ def plan_budget(
     budget = parse(amount)
     check(law in LAWS, "--law", law, f"no such law; {nearest(law, LAWS)}")
     check(devices is None or devices > 0, "devices", devices, "must be above zero")
-    rate = prices.resolve(hardware, price)
+    cost = cost or CostConfig()
+    rate = cost.rate(hardware)
     peak, peak_source = chips.peak_flops(hardware, 1)
     used = assumed_mfu(hardware, mfu, mfu_source)
     spread = mfu_spread(used)
@@ -114,6 +117,8 @@ def plan_budget(
             chosen.candidate.config, tokens=chosen.tokens, seq_len=seq_len, hardware=hardware,
             devices=devices, price=rate, used=used, peak_flops=peak * devices,
             peak_source=peak_source, placement=place(chosen.candidate.config, devices),
+            region=cost.region, purchase=cost.purchase(hardware), pue=cost.pue,
+            dollars_per_kwh=cost.dollars_per_kwh,
         )  # fmt: skip
 
     plan = bill(devices) if devices is not None else _planned(bill, hardware)

@@ -6,7 +6,8 @@ import pathlib
 from typing import Any
 
 from moejax.config import UserError
-from moejax.cost import text, utilisation
+from moejax.cost import prices, text, utilisation
+from moejax.cost.cost_config import CostConfig
 from moejax.cost.plan_text import format_plan
 from moejax.models.model_config import ModelConfig
 
@@ -174,11 +175,8 @@ def config_source(plan: dict[str, Any], model: ModelConfig) -> str:
         },
         "optim": {"learning_rate": float(f"{learning_rate:.3g}")},
         "budget": {f"max_{name}": given[name] for name in ("dollars", "flops") if given[name]},
-        "cost": {"hardware": bill["hardware"]},
+        "cost": _cost_block(bill),
     }
-    # Rates and utilisation of the book are left to it, with their dates and sources.
-    if bill["price"]["kind"] == "user":
-        blocks["cost"]["price"] = bill["price"]["dollars_per_hour"]
     if bill["mfu"] != utilisation.assumed(bill["hardware"], model, bill["seq_len"]).mfu:
         blocks["cost"]["mfu"] = bill["mfu"]
     if model.moe is not None:
@@ -203,6 +201,23 @@ def config_source(plan: dict[str, Any], model: ModelConfig) -> str:
         f"        {_source(blocks, 8)}\n"
         "    )\n"
     )
+
+
+def _cost_block(bill: dict[str, Any]) -> dict[str, Any]:
+    """What leads to the plan's rate: a book's is left to it, with its date and source."""
+    price, chip = bill["price"], bill["hardware"]
+    block = {"hardware": chip}
+    if bill["region"] != CostConfig().region:
+        block["region"] = bill["region"]
+    if price["book"] is None:
+        return block | {"price": price["dollars_per_hour"]}
+    bought = bill["purchase"] or {}
+    books = [book for book in (price["book"], bought.get("book")) if book not in (None, "moejax")]
+    if books:
+        block["price_book"] = os.path.abspath(books[0])
+    if price["kind"] != prices.entry(chip, *books[:1]).default:
+        block["price_kind"] = price["kind"]
+    return block
 
 
 def _source(value: Any, indent: int) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from moejax.cost import counts, lenses, reach, text
+from moejax.cost import counts, energy, lenses, reach, text
 from moejax.cost import hardware as chips
 from moejax.cost.exchange import Transport, exchange
 from moejax.cost.plan_text import exchange_bytes, wrapped
@@ -25,6 +25,8 @@ def compare(
     used: Utilisation,
     how: Transport,
     expert_devices: int,
+    pue: float | None = None,
+    dollars_per_kwh: float = energy.DOLLARS_PER_KWH,
 ) -> dict[str, Any]:
     """What a training takes on each of several chips.
 
@@ -43,6 +45,7 @@ def compare(
       used: utilisation of the computation, on every chip.
       how: how tokens travel to experts on other devices.
       expert_devices: devices that hold the experts, on every chip.
+      pue, dollars_per_kwh: of the energy that an owner pays for; see ``moejax.cost.lenses.owned``.
 
     Returns:
       ``moejax plan --compare --format=json``: what was assumed, and ``chips``, one entry each.
@@ -53,8 +56,13 @@ def compare(
     per_token = counts.count(c, seq_len).flops_per_token.train
     rows = [_chip(c, name, tokens, per_token, used, how, expert_devices) for name in hardware]
     for row in rows:
-        row |= _dollars(row, prices[row["hardware"]], purchases[row["hardware"]])
-        hours = row["device_hours"]
+        name, hours = row["hardware"], row["device_hours"]
+        bought, owned = purchases[name], None
+        if hours is not None and bought is not None:
+            owned = lenses.owned(
+                name, hours, purchase=bought, pue=pue, dollars_per_kwh=dollars_per_kwh
+            )
+        row |= _dollars(hours, prices[name], owned)
         row["wall_days"] = hours and devices and hours / devices / 24
     return {
         "tokens": tokens,
@@ -112,11 +120,10 @@ def _chip(c, name, tokens, per_token, used, how, expert_devices) -> dict[str, An
     }
 
 
-def _dollars(row: dict[str, Any], price: Price | None, bought: Purchase | None) -> dict[str, Any]:
+def _dollars(
+    hours: float | None, price: Price | None, owned: lenses.OwnedCost | None
+) -> dict[str, Any]:
     """What the hours cost, None where a rate or the hours are not known."""
-    hours, owned = row["device_hours"], None
-    if hours is not None and bought is not None:
-        owned = lenses.owned(row["hardware"], hours, purchase=bought)
     rental = None if hours is None or price is None else lenses.rental(hours, price)
     return {
         "price": None if price is None else price.to_dict(),
@@ -137,7 +144,7 @@ def format_compare(found: dict[str, Any]) -> str:
         "compute, links, not hidden: µs of a device for each token; none hidden: device-hours then",
     ]
     if found["devices"]:
-        days = ", ".join(f"{row['wall_days']:.1f} on {row['hardware']}" for row in found["chips"])
+        days = ", ".join(f"{_days(row)} on {row['hardware']}" for row in found["chips"])
         lines.append(f"days on {found['devices']} devices: {days}")
     sent = found["chips"][0]["exchange"]
     if sent is None:
@@ -148,6 +155,10 @@ def format_compare(found: dict[str, Any]) -> str:
         f"sends {exchange_bytes(sent)}"
     )
     return "\n".join([*lines, *wrapped(reached), *wrapped(f"assumed: {sent['assumption']}")])
+
+
+def _days(row: dict[str, Any]) -> str:
+    return "unknown" if row["wall_days"] is None else f"{row['wall_days']:.1f}"
 
 
 def _row(row: dict[str, Any]) -> list[str]:

@@ -100,7 +100,8 @@ def assumed(hardware: str, model: ModelConfig | None = None, seq_len: int = 4096
     """What to assume where nothing is measured or given.
 
     The first published figure of this chip and class of model, with the range of all of them, or a
-    default within the range of the class on any chip.
+    default within the range of the class on any chip. That is the range of a chip with a single
+    figure, too: one run says nothing of how far others lie apart.
 
     Args:
       hardware: a chip's name.
@@ -112,13 +113,15 @@ def assumed(hardware: str, model: ModelConfig | None = None, seq_len: int = 4096
     moe = model is None or model.layers("moe") > 0
     same_class = [p for p in PUBLISHED if p.moe == moe]
     same_chip = [p for p in same_class if p.hardware == hardware]
-    values = [_with_mtp(p, model, seq_len) for p in same_chip or same_class]
+    several = len(same_chip) > 1
+    values = [_with_mtp(p, model, seq_len) for p in (same_chip if several else same_class)]
     kind = "with experts" if moe else "dense"
-    where = f"published for models {kind} on {hardware if same_chip else 'other chips'}"
-    if not same_chip:
-        low, high = min(DEFAULT, *values), max(DEFAULT, *values)
-        return Utilisation(DEFAULT, "default", low, high, where)
-    return Utilisation(values[0], f"published: {same_chip[0]}", min(values), max(values), where)
+    others = "several chips" if same_chip else "other chips"
+    where = f"published for models {kind} on {hardware if several else others}"
+    mfu, source = DEFAULT, "default"
+    if same_chip:
+        mfu, source = _with_mtp(same_chip[0], model, seq_len), f"published: {same_chip[0]}"
+    return Utilisation(mfu, source, min(mfu, *values), max(mfu, *values), where)
 
 
 def _with_mtp(published: Published, model: ModelConfig | None, seq_len: int) -> float:
@@ -146,7 +149,8 @@ def measured(directories: Sequence[str | pathlib.Path], hardware: str) -> Utilis
     mean = sum(values) / len(values)
     source = f"measured: {', '.join(str(d) for d in directories)}"
     if len(values) > 1:
-        return Utilisation(mean, source, min(values), max(values), f"{len(values)} runs")
+        low, high = min(mean, *values), max(mean, *values)  # a mean of equals is rounded
+        return Utilisation(mean, source, low, high, f"{len(values)} runs")
     steps = sorted(_step_mfus(pathlib.Path(directories[0])))
     tenth = len(steps) // 10
     steps = steps[tenth : len(steps) - tenth] or values

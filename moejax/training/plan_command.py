@@ -60,7 +60,8 @@ def plan(options: Namespace) -> dict[str, Any]:
     )  # fmt: skip
     subject = _config_subject(options) if options.config else _model_subject(options)
     _check_exchange(options, subject.model)
-    return _comparison(options, subject) if options.compare else _one_plan(options, subject)
+    compared = options.compare is not None
+    return _comparison(options, subject) if compared else _one_plan(options, subject)
 
 
 def _published(options: Namespace) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def _of_budget(options: Namespace) -> dict[str, Any]:
         seq_len=seq_len,
         law=options.law or DEFAULT_LAW,
         devices=options.devices,
-        price=options.price,
+        cost=with_flags(CostConfig(), options),
         mfu=options.mfu,
         mfu_source="--mfu",
         place=placed(chip, seq_len),
@@ -245,6 +246,8 @@ def _comparison(options: Namespace, subject: _Subject) -> dict[str, Any]:
         used=subject.used(options, names[0]),
         how=exchange.transport(options.exchange or "deepseek_v3", options.overlap),
         expert_devices=experts,
+        pue=cost.pue,
+        dollars_per_kwh=cost.dollars_per_kwh,
     )
 
 

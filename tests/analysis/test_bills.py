@@ -4,6 +4,7 @@ import pytest
 
 from moejax.analysis import bills, budgets, links
 from moejax.cost import lenses
+from moejax.cost.prices import entry
 
 
 def test_stages_add_up_to_the_headlines():
@@ -26,6 +27,18 @@ def test_lenses_of_v3():
     assert list(rows.values()) == sorted(rows.values())
     wanted = lenses.owned("h800_sxm", 2.788e6, purchase=33_800.0).total
     assert rows["owned, $33,800 a device"] == pytest.approx(wanted)
+
+
+def test_every_end_of_every_rate_is_shown():
+    """A rate that its source gives one end for is the other end itself."""
+    shown = {name for name, *_ in bills.lens_rows("h100_sxm")}
+    for kind, price in entry("h100_sxm").rates.items():
+        low, high = (
+            price.dollars_per_hour if end is None else end for end in (price.low, price.high)
+        )
+        words = kind.replace("_", " ")
+        assert {f"rented, {words}, ${low:.2f}", f"rented, {words}, ${high:.2f}"} <= shown
+    assert "rented, reserved, $7.67" in shown
 
 
 def test_sensitivity():

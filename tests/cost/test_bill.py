@@ -188,7 +188,7 @@ def test_a_ledger_that_cannot_be_read_is_named_not_dropped(tmp_path):
 def test_files_that_are_no_ledgers(tmp_path, lines, message):
     with pytest.raises(UserError, match=message) as caught:
         read(write(tmp_path, *lines))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
 def test_directories_without_runs(tmp_path):

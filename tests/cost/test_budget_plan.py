@@ -8,6 +8,7 @@ from moejax import cli
 from moejax.config import ConfigError
 from moejax.cost import budget_plan, budget_text
 from moejax.cost.budget_plan import plan_budget
+from moejax.cost.cost_config import CostConfig
 from moejax.cost.scaling_laws import LAWS
 from moejax.training import run_config
 
@@ -18,7 +19,8 @@ OPTIMUM = ("flops", "active_params", "total_params", "tokens", "loss", "leverage
 MODEL = ("config", "params", "granularity", "flops_per_token", "tokens", "loss")
 
 
-def make(amount, **options):
+def make(amount, price=None, **options):
+    options["cost"] = CostConfig(price=price)
     return plan_budget(amount, **{"hardware": "h100_sxm", "seq_len": 4096} | options)
 
 
@@ -117,7 +119,10 @@ def test_bad_input(options, message):
     [["--budget=$1k", "--model=olmoe_1b_7b"], ["--budget=$1k", "--config=x.py"],
      ["--budget=$1k", "--tokens=1e9"], ["--budget=1e6"], ["--budget=nan$"], ["--budget=$-1"],
      ["--budget=$1k", "--law=none"], ["--budget=$1k", "--hardware=none"],
-     ["--budget=$1k", "--devices=0"], ["--budget=$1k", "--seq-len=-4"], ["--budget=$1e-9"],
+     ["--budget=$1k", "--devices=0"], ["--budget=$1k", "--region=frnce"],
+     ["--budget=$1k", "--price-book=none.yaml"], ["--budget=$1k", "--price-kind=sopt"],
+     ["--budget=$1k", "--price-kind=spot", "--price=2"], ["--budget="],
+     ["--budget=$1k", "--seq-len=-4"], ["--budget=$1e-9"],
      ["--law=ling_2025", "--model=olmoe_1b_7b", "--tokens=1e9"],
      ["--output=x.py", "--model=olmoe_1b_7b", "--tokens=1e9"]],
     ids=" ".join,
@@ -167,3 +172,24 @@ def test_a_given_rate_and_utilisation_are_in_the_config_file():
 def test_a_folder_is_no_file(tmp_path, capsys):
     assert cli.main(["plan", "--budget=$1k", f"--output={tmp_path}/no/found.py"]) == 2
     assert "--output" in capsys.readouterr().err
+
+
+def test_the_flags_choose_rate_and_region(tmp_path, capsys):
+    """They are in the bill, and in the config that is written."""
+    book, path = tmp_path / "ours.yaml", tmp_path / "found.py"
+    book.write_text(
+        "h20:\n  default: reserved\n  rates:\n"
+        "    reserved: {dollars_per_hour: 0.9, date: 2026-01, source: us}\n"
+        "    spot: {dollars_per_hour: 0.5, date: 2026-01, source: us}\n"
+    )
+    flags = ["--budget=$2k", "--hardware=h20", f"--price-book={book}", "--price-kind=spot",
+             "--region=france", f"--output={path}", "--format=json"]  # fmt: skip
+    assert cli.main(["plan", *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    plan = found["plan"]
+    assert (plan["price"]["dollars_per_hour"], plan["region"]) == (0.5, "france")
+    assert found["dollars_per_hour"]["expected"] == 0.5
+    assert plan["co2_kg"] == pytest.approx(0.056 * plan["energy_kwh"])
+    cost = run_config.load(path, []).cost
+    assert (cost.price_book, cost.price_kind, cost.region) == (str(book), "spot", "france")
+    assert cost.rate("h20").dollars_per_hour == 0.5

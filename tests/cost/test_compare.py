@@ -1,6 +1,7 @@
 """The same run on several chips."""
 
 import json
+import pathlib
 
 import pytest
 
@@ -9,6 +10,7 @@ from moejax.cost.compare import default_expert_devices
 from moejax.models.presets import PRESETS
 
 CHIPS = "h800_sxm,h100_sxm,h20"
+DEEPSEEK_V3 = pathlib.Path(__file__).parents[2] / "experiments" / "models" / "deepseek_v3.py"
 
 
 def compared(capsys, *flags, model="deepseek_v3"):
@@ -53,12 +55,31 @@ def test_within_a_node_the_fast_link_decides(capsys):
     assert chips["h800_sxm"]["device_hours"] > chips["h100_sxm"]["device_hours"]
 
 
+def test_an_owner_pays_for_energy_as_the_config_says(capsys):
+    command = ["plan", f"--config={DEEPSEEK_V3}", "--tokens=1e12", "--compare=h800_sxm"]
+    owned = []
+    for flags in ([], ["--config.cost.dollars_per_kwh=1.0771", "--config.cost.pue=1.0"]):
+        assert cli.main([*command, *flags, "--format=json"]) == 0
+        (chip,) = json.loads(capsys.readouterr().out)["chips"]
+        owned.append(chip["dollars"]["owned"])
+    kilowatts = 0.7 * 1.82 * 0.75 * chip["device_hours"]
+    assert owned[1] - owned[0] == pytest.approx(kilowatts * (1.0771 - 1.25 * 0.0771))
+
+
 def test_a_dense_model_has_no_exchange(capsys):
     _, chips = compared(capsys, model="llama3_1_8b")
     assert all(chip["exchange"] is None for chip in chips.values())
     command = ["plan", "--model=llama3_1_8b", "--tokens=1e12", f"--compare={CHIPS}"]
     assert cli.main(command) == 0
     assert "no tokens travel" in capsys.readouterr().out
+
+
+def test_a_network_that_nobody_knows(capsys):
+    """No network is named for the RTX 4090: its hours are unknown, and the others' are not."""
+    command = ["plan", "--model=deepseek_v3", "--tokens=1e12", "--compare=h100_sxm,rtx_4090"]
+    assert cli.main([*command, "--devices=64", "--expert-devices=64"]) == 0
+    text = capsys.readouterr().out
+    assert "unknown on rtx_4090" in text and "on h100_sxm" in text and "None" not in text
 
 
 def test_devices_where_nobody_says():
@@ -85,6 +106,7 @@ def test_the_table_prints_its_assumptions(capsys):
     "flags, reason",
     [
         (["--compare=h100_sxm,h10"], "did you mean"),
+        (["--compare="], "no such chip"),
         (["--compare=h100_sxm,h100_sxm"], "names a chip twice"),
         (["--compare=h100_sxm,cpu"], "compare accelerators"),
         (["--compare=h100_sxm", "--hardware=h20"], "contradicts --compare"),

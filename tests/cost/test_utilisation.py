@@ -41,6 +41,12 @@ def test_a_chip_without_published_figures_has_a_default_within_its_class():
     assert (cpu.mfu, cpu.low, cpu.high) == (0.15, 0.12, 0.22)
 
 
+def test_a_chip_with_a_single_figure_has_the_range_of_its_class():
+    found = assumed("tpu_v4", PRESETS["llama3_1_8b"])
+    assert found.mfu == 0.462 and "PaLM" in found.source
+    assert (found.low, found.high) == (0.302, 0.462) and "several chips" in found.range_source
+
+
 def test_every_published_figure_has_a_run_and_a_source():
     for published in PUBLISHED:
         assert 0 < published.mfu < 1 and published.run and published.source
@@ -73,6 +79,8 @@ def test_measured_in_several_runs(tmp_path):
     paths = [run(tmp_path, name, mfu) for name, mfu in (("a", 0.3), ("b", 0.4), ("c", 0.5))]
     found = measured(paths, "h100_sxm")
     assert found.mfu == pytest.approx(0.4) and (found.low, found.high) == (0.3, 0.5)
+    same = measured([run(tmp_path, name, 0.1) for name in "xyz"], "h100_sxm")
+    assert same.low <= same.mfu <= same.high
     assert found.range_source == "3 runs"
 
 
