@@ -1,6 +1,7 @@
 """The bill before a run: from FLOPs, utilisation and a rate to hours, dollars and energy."""
 
 import dataclasses
+import math
 from typing import Any
 
 from moejax.config import check
@@ -118,6 +119,8 @@ def price_flops(
       ConfigError: a value out of range, an unknown chip or region.
     """
     check(devices > 0, "devices", devices, "must be above zero")
+    good = 0 <= train_flops < math.inf
+    check(good, "train_flops", train_flops, "must be a finite number, 0 or above; give fewer tokens")
     used = used or utilisation.assumed(hardware)
     if peak_flops is None:
         peak_flops, peak_source = chips.peak_flops(hardware, devices)
