@@ -1,10 +1,11 @@
 """The bill before a run: from FLOPs, utilisation and a rate to hours, dollars and energy."""
 
 import dataclasses
+import math
 from typing import Any
 
 from moejax.config import check
-from moejax.cost import counts, energy, flops, lenses, utilisation
+from moejax.cost import counts, energy, flops, grid, lenses, utilisation
 from moejax.cost import hardware as chips
 from moejax.cost.exchange import TRANSPORTS, Transport, exchange
 from moejax.cost.memory import Placement, memory_parts, usable_bytes
@@ -111,13 +112,17 @@ def price_flops(
       devices together), ``peak_source``, ``device_hours``, ``wall_days``, ``price``,
       ``dollars.rental``, ``dollars.owned`` and the ``purchase`` price that it is from (None where
       that or the chip's power is not known), the estimates ``energy_kwh`` and ``co2_kg`` (None
-      where the chip's power is not published), and ``range``. Start-up, compilation, evaluation
-      and checkpoints are not in it.
+      where the chip's power is not published; ``co2_source`` is the grid's), and ``range``.
+      Start-up, compilation, evaluation and checkpoints are not in it.
 
     Raises:
       ConfigError: a value out of range, an unknown chip or region.
     """
     check(devices > 0, "devices", devices, "must be above zero")
+    good = 0 <= train_flops < math.inf
+    check(
+        good, "train_flops", train_flops, "must be a finite number, 0 or above; give fewer tokens"
+    )
     used = used or utilisation.assumed(hardware)
     if peak_flops is None:
         peak_flops, peak_source = chips.peak_flops(hardware, devices)
@@ -145,6 +150,7 @@ def price_flops(
         "purchase": owned and dataclasses.asdict(owned.purchase),
         "energy_kwh": kwh,
         "co2_kg": energy.carbon_kg(kwh, region),
+        "co2_source": grid.source(region),
         "energy_source": energy.SOURCE,
         "region": region,
         "range": _ranges(used, price, device_hours, devices),

@@ -8,7 +8,7 @@ from typing import Any
 
 from moejax.config import ConfigError, check
 from moejax.cost import counts
-from moejax.cost.segments import FILE_NAME, segments
+from moejax.cost.segments import FILE_NAME, ledger_errors, segments
 from moejax.models.model_config import ModelConfig
 
 
@@ -165,7 +165,9 @@ def _summary_mfu(folder: pathlib.Path, hardware: str) -> float:
         isinstance(mfu, float) and 0 < mfu <= 1, "--measured", str(folder),
         f"has no utilisation in its summary.json (mfu: {mfu!r}); name a run that trained",
     )  # fmt: skip
-    chips = {segment.header["hardware"] for segment in segments(folder / FILE_NAME)}
+    ledger = folder / FILE_NAME
+    with ledger_errors(ledger):
+        chips = {segment.header["hardware"] for segment in segments(ledger)}
     check(
         chips == {hardware}, "--measured", str(folder),
         f"ran on {' and '.join(sorted(chips)) or 'no known chip'}, not on {hardware}; plan for the "

@@ -113,6 +113,7 @@ def test_the_data_centre_and_the_price_of_electricity_are_choices():
     one, other = make(), make(pue=1.0, dollars_per_kwh=0.2)
     assert other["energy_kwh"] == pytest.approx(one["energy_kwh"] / 1.25)
     assert other["co2_kg"] == pytest.approx(one["co2_kg"] / 1.25)
+    assert one["co2_source"] == "codecarbon 3.3.2: IEA, 2018"
     extra = other["energy_kwh"] * 0.2 - one["energy_kwh"] * 0.0771
     assert other["dollars"]["owned"] - one["dollars"]["owned"] == pytest.approx(extra)
     dearer = dataclasses.replace(prices.purchase("h800_sxm"), dollars=44_750.0)

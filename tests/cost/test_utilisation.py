@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from moejax.config import ConfigError
+from moejax.config import ConfigError, UserError
 from moejax.cost import utilisation
 from moejax.cost.utilisation import PUBLISHED, Utilisation, assumed, given, measured
 from moejax.models.presets import PRESETS
@@ -95,6 +95,10 @@ def test_what_cannot_be_measured(tmp_path):
     (torn / "summary.json").write_text('{"mfu": 0.')
     with pytest.raises(ConfigError, match="is not JSON"):
         measured([torn], "h100_sxm")
+    odd = run(tmp_path, "odd")
+    (odd / "ledger.jsonl").write_text('{"event": "open", "version": 1, "segment": "a"}\n')
+    with pytest.raises(UserError, match="not a moejax ledger"):
+        measured([odd], "h100_sxm")
 
 
 @pytest.mark.parametrize("mfu", [0.0, -0.1, 1.5, float("nan")])

@@ -94,6 +94,7 @@ def refused(capsys, *flags):
     [
         (["--mfu=0.4", "--measured=somewhere"], "contradicts --measured"),
         (["--measured=nowhere"], "has no summary.json"),
+        (["--tokens=1e308"], "train_flops = inf"),
         (["--region=frnace"], "did you mean 'france'?"),
         (["--price=nan"], "must be a finite number of dollars"),
         (["--price=-1"], "must be a finite number of dollars"),
