@@ -82,6 +82,14 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--expert-devices", type=int, help="devices that hold the experts")
     plan.add_argument("--compare", metavar="CHIP,CHIP", help="a table of the same training on "
                       "several chips")  # fmt: skip
+    plan.add_argument("--serve", type=float, metavar="TOKENS_PER_S", help="the bill of a "
+                      "deployment instead, from the output tokens/s of a device")  # fmt: skip
+    plan.add_argument("--list-price", metavar="PRICE", help="with --serve: a model, or dollars for "
+                      "a million tokens, to break even against")  # fmt: skip
+    plan.add_argument("--input-per-output", type=float, help="with --list-price: input tokens for "
+                      "each output token")  # fmt: skip
+    plan.add_argument("--cache-hit-share", type=float, help="with --list-price: share of the input "
+                      "that is cached")  # fmt: skip
     plan.add_argument("--published", metavar="NAME", nargs="?", const="all",
                       help="bills that others published, rebuilt: all of them, one, or a FILE.py "
                       "with get_bill()")  # fmt: skip
@@ -201,10 +209,12 @@ def _plan(options: argparse.Namespace) -> int:
     from moejax.cost.compare import format_compare
     from moejax.cost.plan_text import format_plan
     from moejax.cost.published.table import format_published
+    from moejax.cost.serving_plan import format_serving
     from moejax.training import plan_command
 
     plan = plan_command.plan(options)
     forms = (
+        (options.serve, format_serving),
         (options.published, format_published),
         (options.budget, format_budget_plan),
         (options.compare, format_compare),

@@ -14,6 +14,7 @@ from moejax.cost.memory import Placement
 from moejax.cost.plan import make_plan
 from moejax.cost.prices import Price
 from moejax.cost.published import published
+from moejax.cost.serving_plan import plan_serving
 from moejax.cost.utilisation import Utilisation
 from moejax.interop.hf import config_from_hf
 from moejax.models.model_config import ModelConfig
@@ -24,6 +25,8 @@ from moejax.training import run_config
 from moejax.training.prepare import layout_of, optimizer_bytes, placement_of, with_remedies
 
 DEFAULT_HARDWARE, DEFAULT_SEQ_LEN = "h100_sxm", 4096
+# Flags of a deployment.
+_SERVING = ("list_price", "input_per_output", "cache_hit_share")
 # Flags that say how a model is trained: of no use to what chooses the model, or has no training.
 _TRAINING = ("measured", "exchange", "overlap", "expert_devices", "compare")
 
@@ -38,12 +41,20 @@ def plan(options: Namespace) -> dict[str, Any]:
 
     With ``--budget`` there is neither config nor model: it chooses them (``plan_budget``). With
     ``--compare`` there are several chips and a table (``moejax.cost.compare``). ``--published``
-    plans nothing: it rebuilds bills in print (``moejax.cost.published``).
+    plans nothing: it rebuilds bills in print (``moejax.cost.published``). ``--serve`` is the bill
+    of a deployment (``moejax.cost.serving_plan``).
 
     Raises:
       UserError: not exactly one of ``--config``, ``--model`` and ``--hf-config``, flags that
         contradict each other, or one out of range.
     """
+    if options.serve is not None:
+        return _of_serving(options)
+    for flag in _SERVING:
+        value = getattr(options, flag)
+        check(
+            value is None, f"--{flag.replace('_', '-')}", value, "belongs to --serve; leave it out"
+        )
     if options.published is not None:
         return _published(options)
     if options.budget is not None:
@@ -62,6 +73,27 @@ def plan(options: Namespace) -> dict[str, Any]:
     _check_exchange(options, subject.model)
     compared = options.compare is not None
     return _comparison(options, subject) if compared else _one_plan(options, subject)
+
+
+def _of_serving(options: Namespace) -> dict[str, Any]:
+    others = (
+        "config", "model", "hf_config", "published", "budget", "tokens", "seq_len", "region", "mfu",
+        "law", "output", *_TRAINING,
+    )  # fmt: skip
+    for flag in others:
+        value = getattr(options, flag)
+        check(value is None, f"--{flag.replace('_', '-')}", value,
+              "is of training, and --serve of a deployment; leave out one of the two")  # fmt: skip
+    chip = options.hardware or DEFAULT_HARDWARE
+    return plan_serving(
+        options.serve,
+        hardware=chip,
+        devices=1 if options.devices is None else options.devices,
+        price=with_flags(CostConfig(hardware=chip), options).rate(chip),
+        list_price=options.list_price,
+        input_per_output=options.input_per_output or 0.0,
+        cache_hit_share=options.cache_hit_share or 0.0,
+    )
 
 
 def _published(options: Namespace) -> dict[str, Any]:

@@ -22,7 +22,6 @@ ALL = {bill.name: bill for bill in find("all")}
         ("deepseek_v3", "pre-training", 2.664e6, 0.01),
         ("deepseek_v3", "pre-training, dollars", 5.328e6, 0.01),
         ("deepseek_v3", "days, a trillion tokens", 3.7, 0.01),
-        ("deepseek_v3", "days, all tokens", 54.76, 0.01),
         # ISCA 2025, tables 1, 2 and 4
         ("deepseek_v3", "TFLOP/s a GPU, causal", 385, 0.01),
         ("deepseek_v3", "MFU, causal", 38.94, 0.01),
