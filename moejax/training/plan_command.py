@@ -263,6 +263,8 @@ def _comparison(options: Namespace, subject: _Subject) -> dict[str, Any]:
     check("cpu" not in names, "--compare", options.compare,
           "a CPU's peak is this machine's own; compare accelerators")  # fmt: skip
     cost, mesh = subject.cost, subject.config and subject.config.mesh
+    check(cost.price is None, "cost.price", cost.price,
+          "is one chip's, and --compare has several; leave it None, or use cost.price_book")  # fmt: skip
     experts = options.expert_devices
     if experts is None:
         own = 1 if mesh is None else mesh.expert

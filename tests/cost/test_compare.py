@@ -122,3 +122,9 @@ def test_bad_comparisons_are_one_line(flags, reason, capsys):
     assert cli.main(["plan", "--model=deepseek_v3", "--tokens=1e12", *flags]) == 2
     found = capsys.readouterr()
     assert found.out == "" and found.err.count("\n") == 1 and reason in found.err
+
+
+def test_a_price_of_the_config_is_one_chips(capsys):
+    command = ["plan", f"--config={DEEPSEEK_V3}", "--tokens=1e12", "--compare=h800_sxm,h20"]
+    assert cli.main([*command, "--config.cost.price=3.0"]) == 2
+    assert "cost.price = 3.0: is one chip's" in capsys.readouterr().err
