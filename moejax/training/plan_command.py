@@ -264,7 +264,7 @@ def _comparison(options: Namespace, subject: _Subject) -> dict[str, Any]:
           "a CPU's peak is this machine's own; compare accelerators")  # fmt: skip
     cost, mesh = subject.cost, subject.config and subject.config.mesh
     check(cost.price is None, "cost.price", cost.price,
-          "is one chip's, and --compare has several; leave it None, or use cost.price_book")  # fmt: skip
+          "is one chip's, and --compare has several; use cost.price_book")  # fmt: skip
     experts = options.expert_devices
     if experts is None:
         own = 1 if mesh is None else mesh.expert
