@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -276,7 +276,7 @@ def _name_dtype(values: dict[str, Any], types: Mapping[str, np.dtype], changed: 
 
 
 def _write(folder, resolved: Resolved, leaves, types, shard_bytes: int) -> None:
-    """Writes all tensors, a leaf at a time: no more than one is on the host at once."""
+    """Writes all tensors; of what lies on devices, one layer of a leaf is fetched at a time."""
     shapes = {piece.name: piece.stored_shape for piece in resolved.pieces}
     copies: dict[str, list[str]] = {}
     for name, whose in resolved.copies.items():
@@ -292,14 +292,35 @@ def _write(folder, resolved: Resolved, leaves, types, shard_bytes: int) -> None:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
                 raise UserError(f"variables: {name} lies on several processes; save from one")
-            array = np.asarray(leaf)
-            for piece in of_leaf[name]:
-                stored = piece.layout.save(array[piece.index])
+            for piece, part in _parts(leaf, of_leaf[name]):
+                stored = piece.layout.save(part)
                 for each in (piece.name, *copies.get(piece.name, ())):
                     writer.write(each, stored)
         writer.finish()
     finally:
         writer.close()
+
+
+def _parts(leaf: Any, pieces: list[Piece]) -> Iterator[tuple[Piece, np.ndarray]]:
+    """Each piece with its part of a leaf, on the host."""
+    devices = leaf.devices() if isinstance(leaf, jax.Array) else set()
+    here = len(devices) <= 1 and all(device.platform == "cpu" for device in devices)
+    if here or not all(isinstance(piece.index[0], int) for piece in pieces):
+        array = np.asarray(leaf)  # on one CPU device a view
+        yield from ((piece, array[piece.index]) for piece in pieces)
+        return
+    layers: dict[int, list[Piece]] = {}
+    for piece in pieces:
+        layers.setdefault(piece.index[0], []).append(piece)
+    for layer, of_layer in layers.items():
+        array = np.asarray(_row(leaf, layer))
+        yield from ((piece, array[piece.index[1:]]) for piece in of_layer)
+
+
+@jax.jit
+def _row(leaf: jax.Array, index: jax.Array) -> jax.Array:
+    """One entry of the leading axis; the index is traced, so that all share a program."""
+    return jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False)
 
 
 __all__ = ["config_from_hf", "load", "save"]

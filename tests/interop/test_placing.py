@@ -68,6 +68,26 @@ def test_on_a_mesh_every_device_has_its_part(v3, tmp_path):
     assert all(got[name].tobytes() == wanted[name].tobytes() for name in wanted)
 
 
+def test_saving_from_a_mesh_fetches_a_layer_at_a_time(v3, tmp_path, monkeypatch):
+    folder, _ = v3
+    config, placed = hf.load(folder, make_mesh(MeshConfig(expert=2)))
+    fetched = []
+
+    class Watching:
+        def __getattr__(self, name):
+            return getattr(np, name)
+
+        def asarray(self, array):
+            fetched.append(array.shape)
+            return np.asarray(array)
+
+    monkeypatch.setattr(hf, "np", Watching())
+    hf.save(tmp_path / "again", config, placed, like=folder)
+    experts = placed["params"]["segment_1"]["layer_0"]["moe"]["experts"]["gate_up"]
+    assert experts.shape[0] > 1 and experts.shape not in fetched
+    assert fetched.count(experts.shape[1:]) >= experts.shape[0]
+
+
 def test_what_no_device_here_needs_is_not_read(v3):
     """A leaf of four tensors, two of which lie on devices that this process does not have."""
     read = []
