@@ -59,45 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
     _format(train)
 
-    plan = command("plan", _plan, "the bill before a run", config=False)
-    plan.add_argument("--model", metavar="NAME", help="a published model")
-    plan.add_argument("--hf-config", metavar="FILE", help="a Hugging Face config.json")
-    plan.add_argument("--tokens", type=float, help="tokens to train on")
-    plan.add_argument("--seq-len", type=int, help="positions of a sequence")
-    plan.add_argument("--hardware", metavar="CHIP", help="h100_sxm, h800_sxm, cpu ...")
-    plan.add_argument("--devices", type=int, help="how many; cores on a CPU")
-    plan.add_argument("--price-kind", metavar="KIND", help="spot, reserved, owned ... of the book")
-    plan.add_argument(
-        "--price-book", metavar="FILE.yaml", help="prices of your own, which go first"
-    )
-    plan.add_argument("--price", type=float, help="dollars per device-hour")
-    plan.add_argument("--region", help="whose grid the carbon is counted by: world, usa, china ...")
-    plan.add_argument("--mfu", type=float, help="utilisation to assume, 0 to 1")
-    plan.add_argument("--measured", metavar="DIR", action="append",
-                      help="take the utilisation from a run of yours; may be repeated")  # fmt: skip
-    plan.add_argument("--exchange", metavar="NAME", help="how tokens reach experts on other "
-                      "devices: moejax or deepseek_v3")  # fmt: skip
-    plan.add_argument("--overlap", type=float, help="seconds of exchange that a second of "
-                      "computation hides, 0 to 1")  # fmt: skip
-    plan.add_argument("--expert-devices", type=int, help="devices that hold the experts")
-    plan.add_argument("--compare", metavar="CHIP,CHIP", help="a table of the same training on "
-                      "several chips")  # fmt: skip
-    plan.add_argument("--serve", type=float, metavar="TOKENS_PER_S", help="the bill of a "
-                      "deployment instead, from the output tokens/s of a device")  # fmt: skip
-    plan.add_argument("--list-price", metavar="PRICE", help="with --serve: a model, or dollars for "
-                      "a million tokens, to break even against")  # fmt: skip
-    plan.add_argument("--input-per-output", type=float, help="with --list-price: input tokens for "
-                      "each output token")  # fmt: skip
-    plan.add_argument("--cache-hit-share", type=float, help="with --list-price: share of the input "
-                      "that is cached")  # fmt: skip
-    plan.add_argument("--published", metavar="NAME", nargs="?", const="all",
-                      help="bills that others published, rebuilt: all of them, one, or a FILE.py "
-                      "with get_bill()")  # fmt: skip
-    plan.add_argument("--budget", metavar="AMOUNT", help="turn the plan round: which model for "
-                      "'$100k', 100kUSD or 1e22FLOP, by published scaling laws")  # fmt: skip
-    plan.add_argument("--law", metavar="NAME", help="with --budget: the law whose model is planned")
-    plan.add_argument("--output", metavar="FILE.py", help="with --budget: the model as a config")
-    _format(plan)
+    _plan_flags(command("plan", _plan, "the bill before a run", config=False))
 
     ledger = command("ledger", _ledger, "what runs cost")
     ledger.add_argument("directories", nargs="+", metavar="DIR", help="run folders, or folders of")
@@ -156,6 +118,47 @@ def _upcycle_flags(upcycle: argparse.ArgumentParser) -> None:
     upcycle.add_argument("--noise", type=float, default=0.0, help="on the experts' matrices, over "
                          "their deviation; 0 keeps the dense model's outputs")  # fmt: skip
     _format(upcycle)
+
+
+def _plan_flags(plan: argparse.ArgumentParser) -> None:
+    plan.add_argument("--model", metavar="NAME", help="a published model")
+    plan.add_argument("--hf-config", metavar="FILE", help="a Hugging Face config.json")
+    plan.add_argument("--tokens", type=float, help="tokens to train on")
+    plan.add_argument("--seq-len", type=int, help="positions of a sequence")
+    plan.add_argument("--hardware", metavar="CHIP", help="h100_sxm, h800_sxm, cpu ...")
+    plan.add_argument("--devices", type=int, help="how many; cores on a CPU")
+    plan.add_argument("--price-kind", metavar="KIND", help="spot, reserved, owned ... of the book")
+    plan.add_argument(
+        "--price-book", metavar="FILE.yaml", help="prices of your own, which go first"
+    )
+    plan.add_argument("--price", type=float, help="dollars per device-hour")
+    plan.add_argument("--region", help="whose grid the carbon is counted by: world, usa, china ...")
+    plan.add_argument("--mfu", type=float, help="utilisation to assume, 0 to 1")
+    plan.add_argument("--measured", metavar="DIR", action="append",
+                      help="take the utilisation from a run of yours; may be repeated")  # fmt: skip
+    plan.add_argument("--exchange", metavar="NAME", help="how tokens reach experts on other "
+                      "devices: moejax or deepseek_v3")  # fmt: skip
+    plan.add_argument("--overlap", type=float, help="seconds of exchange that a second of "
+                      "computation hides, 0 to 1")  # fmt: skip
+    plan.add_argument("--expert-devices", type=int, help="devices that hold the experts")
+    plan.add_argument("--compare", metavar="CHIP,CHIP", help="a table of the same training on "
+                      "several chips")  # fmt: skip
+    plan.add_argument("--serve", type=float, metavar="TOKENS_PER_S", help="the bill of a "
+                      "deployment instead, from the output tokens/s of a device")  # fmt: skip
+    plan.add_argument("--list-price", metavar="PRICE", help="with --serve: a model, or dollars for "
+                      "a million tokens, to break even against")  # fmt: skip
+    plan.add_argument("--input-per-output", type=float, help="with --list-price: input tokens for "
+                      "each output token")  # fmt: skip
+    plan.add_argument("--cache-hit-share", type=float, help="with --list-price: share of the input "
+                      "that is cached")  # fmt: skip
+    plan.add_argument("--published", metavar="NAME", nargs="?", const="all",
+                      help="bills that others published, rebuilt: all of them, one, or a FILE.py "
+                      "with get_bill()")  # fmt: skip
+    plan.add_argument("--budget", metavar="AMOUNT", help="turn the plan round: which model for "
+                      "'$100k', 100kUSD or 1e22FLOP, by published scaling laws")  # fmt: skip
+    plan.add_argument("--law", metavar="NAME", help="with --budget: the law whose model is planned")
+    plan.add_argument("--output", metavar="FILE.py", help="with --budget: the model as a config")
+    _format(plan)
 
 
 def _bench_flags(bench: argparse.ArgumentParser) -> None:
