@@ -170,6 +170,8 @@ def _bench_flags(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--trace", metavar="FILE", help="loads to replay, a run's metrics.jsonl")
     bench.add_argument("--dispatch", metavar="NAME,NAME", help="all that can run here if left out")
     bench.add_argument("--routers", metavar="NAME,NAME", help="of --suite=routers; all if left out")
+    bench.add_argument("--passes", metavar="PASS,PASS", help="forward, forward_backward, and of "
+                       "a model train_step; all if left out")  # fmt: skip
     bench.add_argument("--dtype", help="float32 or bfloat16; by platform if left out")
     bench.add_argument("--seconds", type=float, help="time for each candidate; 1 if left out")
     bench.add_argument("--repeats", type=int, help="so many rounds instead")

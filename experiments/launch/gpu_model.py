@@ -28,6 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "norm_eps": 1e-5,
                 "init_std": 0.02,
                 "loss_chunk": shape.loss_chunk,
+                "unroll": 0,
             },
             "moe": {"num_experts": shape.E, "top_k": shape.K, "d_expert": shape.F},
             "router": {"name": "softmax_topk"},
@@ -38,6 +39,11 @@ def get_config() -> ml_collections.ConfigDict:
                 "seq_len": shape.S,
                 "log_every": 10,
             },
-            "optim": {"learning_rate": 4e-4, "schedule": "wsd", "warmup_steps": 50},
+            "optim": {
+                "learning_rate": 4e-4,
+                "schedule": "wsd",
+                "warmup_steps": 50,
+                "moments_dtype": shape.moments_dtype,
+            },
         }
     )

@@ -16,6 +16,7 @@ from moejax.bench.loads import LOADS, draw_routing
 from moejax.bench.options import DTYPES, BenchOptions
 from moejax.bench.report import Report, progress
 from moejax.bench.shapes import LayerShape, find_shape
+from moejax.models.attend import attend
 from moejax.moe.dispatch import dispatch
 
 # Neither tokens nor widths are multiples of a tile; with 3 empty experts, see ``_routing``.
@@ -46,9 +47,47 @@ def run(options: BenchOptions, report: Report) -> None:
             arrays = moe_suite.layer_arrays(shape, dtype, options.seed)
             for load in LOADS:
                 _compare(options, shape, functions, dtype, load, arrays, report)
+    if jax.default_backend() != "cpu":
+        compare_attention(report, "auto", options.seed)
     report.note(
         "errors are ||got - wanted|| / ||wanted||; wanted is dense_loop in float32, with products "
         "of full precision, from the same rounded weights and tokens"
+    )
+
+
+def compare_attention(report: Report, name: str, seed: int) -> None:
+    """An implementation of attention in bfloat16 against XLA's in float32: values and gradients.
+
+    Four documents a row, so that the mask says more than causality.
+
+    Args:
+      report: takes the row, and a failure where a tensor is further off than the tolerance.
+      name: as in ``model.attention.implementation``.
+      seed: of the operands and the documents' lengths.
+    """
+    rng = np.random.default_rng(seed)
+    document = jnp.asarray(np.sort(rng.integers(1, 5, (2, 512))))
+    ago = jnp.tril(jnp.ones((1, 512, 512), bool))
+    mask = (ago & (document[:, :, None] == document[:, None]))[:, None]
+    operands = [jnp.asarray(rng.normal(size=(2, 512, 4, 64)), jnp.bfloat16) for _ in range(4)]
+
+    def run(implementation: str, dtype: str, mask, query, key, value, cotangent):
+        narrow = [x.astype(dtype) for x in (query, key, value)]
+        attention = lambda *x: attend(*x, mask, name=implementation)
+        y, gradients = jax.vjp(attention, *narrow)
+        return y, *gradients(cotangent.astype(dtype))
+
+    compiled = jax.jit(run, static_argnums=(0, 1))
+    with jax.default_matmul_precision("highest"):
+        wanted = compiled("xla", "float32", mask, *operands)
+    got = compiled(name, "bfloat16", mask, *operands)
+    what = {"load": "documents", "dispatch": f"attention:{name}", "dtype": "bfloat16"}
+    tensors = ("y", "d_query", "d_key", "d_value")
+    _judge(
+        report,
+        {"name": "B2-S512-H4-W64"},
+        what,
+        dict(zip(tensors, zip(got, wanted, strict=True), strict=True)),
     )
 
 
@@ -90,25 +129,35 @@ def _compare(options, shape: LayerShape, functions, dtype: str, load: str, array
     for name, function in functions.items():
         if name == "dense_loop":
             continue
-        what = {"shape": shape.name, "load": load, "dispatch": name, "dtype": dtype}
+        what = {"load": load, "dispatch": name, "dtype": dtype}
         try:
             got = function(arrays, expert, gate)
         except Exception as error:
-            report.fail(error, suite="agreement", **what)
+            report.fail(error, suite="agreement", shape=shape.name, **what)
             continue
-        errors = {
-            tensor: float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30))
-            for tensor, a, b in zip(TENSORS, got, wanted, strict=True)
-        }
         leaked = any(np.any(values[padding]) for values in got[:3])
-        row = {
-            "suite": "agreement", **what, "shape": {"name": shape.name, **shape.sizes},
-            "errors": errors, "tolerance": TOLERANCE[dtype], "padding_is_zero": not leaked,
-        }  # fmt: skip
-        report.results.append(row)
-        worst = max(errors, key=errors.get)
-        if not errors[worst] <= TOLERANCE[dtype] or leaked:
-            reason = "padding is not zero" if leaked else f"{worst} is off by {errors[worst]:.1e}"
-            report.fail(ArithmeticError(reason), suite="agreement", **what)
-        else:
-            progress(f"{shape.name} {load} {name} {dtype}: {worst} is off by {errors[worst]:.1e}")
+        pairs = dict(zip(TENSORS, zip(got, wanted, strict=True), strict=True))
+        _judge(report, {"name": shape.name, **shape.sizes}, what, pairs, leaked)
+
+
+def _judge(
+    report, shape: dict[str, Any], what: dict[str, str], pairs, leaked: bool = False
+) -> None:
+    """One row, from what was got and what was wanted of each tensor, and a failure if it is off."""
+    norm = lambda x: np.linalg.norm(np.asarray(x, np.float32))
+    wide = lambda x: np.asarray(x, np.float32)
+    errors = {
+        tensor: float(norm(wide(got) - wide(wanted)) / max(norm(wanted), 1e-30))
+        for tensor, (got, wanted) in pairs.items()
+    }
+    limit = TOLERANCE[what["dtype"]]
+    report.results.append(
+        {"suite": "agreement", **what, "shape": shape, "errors": errors, "tolerance": limit}
+        | {"padding_is_zero": not leaked}
+    )
+    worst = max(errors, key=errors.get)
+    reason = "padding is not zero" if leaked else f"{worst} is off by {errors[worst]:.1e}"
+    if not errors[worst] <= limit or leaked:
+        report.fail(ArithmeticError(reason), suite="agreement", shape=shape["name"], **what)
+    else:
+        progress(f"{shape['name']} {' '.join(what.values())}: {reason}")

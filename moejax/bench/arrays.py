@@ -1,5 +1,9 @@
-"""Random arrays, drawn in NumPy: compiling the generator of jax takes seconds on a CPU."""
+"""Random arrays: drawn in NumPy on a CPU, where compiling jax's generator takes seconds, and on the
+device elsewhere, where billions of numbers from one host thread would take longer than the rest."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -17,6 +21,13 @@ class Normals:
 
     def __call__(self, *sizes: int, fan_in: int = 1) -> Array:
         """An array of these sizes, its deviation scaled by fan-in."""
+        if jax.default_backend() != "cpu":
+            return _draw(int(self._rng.integers(2**31)), sizes, fan_in**-0.5, self._dtype)
         values = self._rng.standard_normal(sizes, np.float32)
         values *= fan_in**-0.5
         return jnp.asarray(values).astype(self._dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 3))
+def _draw(seed, sizes: tuple[int, ...], scale, dtype) -> Array:
+    return (jax.random.normal(jax.random.key(seed), sizes) * scale).astype(dtype)

@@ -2,12 +2,12 @@
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import json
 import pathlib
 import tempfile
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import jax
 
@@ -17,7 +17,8 @@ from moejax.bench.models import ModelShape, describe
 from moejax.bench.options import UNTRAINED, BenchOptions
 from moejax.bench.peer import PeerProcess
 from moejax.bench.report import Report, progress, row
-from moejax.bench.training_step import MODEL_PASSES, TrainingStep, draw_params
+from moejax.bench.shapes import MODEL_PASSES
+from moejax.bench.training_step import OPTIM, TrainingStep, draw_params
 from moejax.config import ConfigError
 from moejax.cost.hardware import cpu_cores
 from moejax.models import ModelConfig
@@ -82,10 +83,13 @@ def run(options: BenchOptions, shapes: list[ModelShape], report: Report) -> None
             in_turns = jax.default_backend() == "cpu"
             bench = bench_in_turns if in_turns else bench_one_by_one
             measured = bench(options, shape, variants, report)
-        for passes in MODEL_PASSES:
+        for passes in _passes(options):
             _add_rows(options, shape, variants, passes, measured[passes], in_turns, report)
     for load in options.loads:
         report.note(f"load {load}: {STATED[load]}")
+    for shape in shapes:
+        if shape.moments_dtype != "float32":
+            report.note(f"{shape.name}: AdamW keeps its moments in {shape.moments_dtype}")
     report.note("dense is the same model with SwiGLU layers of width K x F: equal active FLOPs")
 
 
@@ -160,34 +164,48 @@ def _peer(options: BenchOptions, shape: ModelShape, report: Report) -> Iterator[
         yield peer
 
 
-class _Params:
-    """Parameters drawn once for all the MoE variants of a model, and once for the dense one."""
+def _passes(options: BenchOptions) -> tuple[str, ...]:
+    return options.passes or MODEL_PASSES
 
-    def __init__(self, seed: int):
-        self._seed, self._drawn = seed, {}
 
-    def of(self, config: ModelConfig) -> Any:
-        kind = config.moe is None
-        if kind not in self._drawn:
-            self._drawn[kind] = draw_params(config, self._seed)
-        return self._drawn[kind]
+def _compile(
+    options: BenchOptions, shape: ModelShape, variants: Mapping[Key, ModelConfig], report: Report
+) -> dict[Key, TrainingStep]:
+    """Every variant's programs, compiled side by side; one that fails is recorded as such."""
+
+    optim = dataclasses.replace(OPTIM, moments_dtype=shape.moments_dtype)
+
+    def build(config: ModelConfig) -> TrainingStep:
+        step = TrainingStep(config, shape.B, shape.S, options.seed, optim)
+        for passes in _passes(options):
+            step.compile(passes)
+        return step
+
+    built = timing.compile_side_by_side(
+        {key: functools.partial(build, config) for key, config in variants.items()}
+    )
+    for key, step in built.items():
+        if isinstance(step, Exception):
+            _fail(report, step, shape, key)
+    return {key: step for key, step in built.items() if isinstance(step, TrainingStep)}
+
+
+def _fail(report: Report, error: Exception, shape: ModelShape, key: Key) -> None:
+    what = {"shape": shape.name, "load": key[1], "dispatch": key[0]}
+    report.fail(error, suite="model", **what)
 
 
 def bench_in_turns(
     options: BenchOptions, shape: ModelShape, variants: Mapping[Key, ModelConfig], report: Report
 ) -> dict[str, dict[Key, Measured]]:
     """Times by pass and candidate; a round is one step of each."""
-    steps: dict[Key, TrainingStep] = {}
     measured: dict[str, dict[Key, Measured]] = {}
-    params = _Params(options.seed)
-    for key, config in variants.items():
-        steps[key] = TrainingStep(config, params.of(config), shape.B, shape.S, options.seed)
+    steps = _compile(options, shape, variants, report)
+    for key, step in steps.items():
+        step.place(draw_params(variants[key], options.seed))
     with _peer(options, shape, report) as peer:
-        for passes in MODEL_PASSES:
-            windows = {}
-            for key, step in steps.items():
-                step.compile(passes)
-                windows[key] = step.window(passes)
+        for passes in _passes(options):
+            windows = {key: step.window(passes) for key, step in steps.items()}
             if peer:
                 windows[PEER] = peer.window(passes)
             times = timing.measure(windows, options.budget)
@@ -209,29 +227,28 @@ def bench_one_by_one(
 
     A candidate that fails, for want of memory say, is recorded as such.
     """
-    measured: dict[str, dict[Key, Measured]] = {passes: {} for passes in MODEL_PASSES}
+    measured: dict[str, dict[Key, Measured]] = {passes: {} for passes in _passes(options)}
     with _peer(options, shape, report) as peer:
-        for passes in MODEL_PASSES if peer else ():
+        for passes in _passes(options) if peer else ():
             times = timing.measure({PEER: peer.window(passes)}, options.budget)[PEER]
             measured[passes][PEER] = Measured(times, peer.description["max_over_mean"])
             progress(f"{shape.name} {PEER[0]} {passes}: {times.median:.4g} ms")
-    params = _Params(options.seed)
-    for key, config in variants.items():
-        step = None
-        # The last model's state has to be gone before the next one's is drawn.
-        gc.collect()
+    steps = _compile(options, shape, variants, report)
+    while steps:
+        key, step = next(iter(steps.items()))
         try:
-            step = TrainingStep(config, params.of(config), shape.B, shape.S, options.seed)
-            for passes in MODEL_PASSES:
-                step.compile(passes)
+            step.place(draw_params(step.config, options.seed))
+            for passes in _passes(options):
                 times = timing.measure({key: step.window(passes)}, options.budget)[key]
                 measured[passes][key] = _measured(times, step, passes)
                 progress(
                     f"{shape.name} {' '.join(filter(None, key))} {passes}: {times.median:.4g} ms"
                 )
         except Exception as error:
-            what = {"shape": shape.name, "load": key[1], "dispatch": key[0]}
-            report.fail(error, suite="model", **what)
+            _fail(report, error, shape, key)
+        # This model's state has to be gone before the next one's is drawn.
+        del steps[key], step
+        gc.collect()
     return measured
 
 

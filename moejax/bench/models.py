@@ -26,7 +26,9 @@ class ModelShape:
       V: vocabulary.
       B: rows of a batch.
       S: positions of a row.
-      needs_gpu: whether it is left out by default where there is no GPU.
+      needs_gpu: whether it is left out by default where there is no GPU; its layers are then not
+        run by a loop, for which they would be copied.
+      moments_dtype: type of AdamW's moments.
     """
 
     name: str
@@ -40,6 +42,7 @@ class ModelShape:
     B: int
     S: int
     needs_gpu: bool = False
+    moments_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         check_positive("--shapes", self, *AXES)
@@ -78,8 +81,7 @@ class ModelShape:
         return ModelConfig(
             vocab_size=self.V, d_model=self.D, num_layers=self.L, dtype=dtype,
             attention=AttentionConfig(num_heads=self.H), tie_embeddings=False, norm_eps=1e-5,
-            init_std=0.02,
-            loss_chunk=self.loss_chunk,
+            init_std=0.02, loss_chunk=self.loss_chunk, unroll=0 if self.needs_gpu else 1,
         )  # fmt: skip
 
 
@@ -94,7 +96,20 @@ MODELS: dict[str, ModelShape] = {
         # experts: with 64 its optimizer state alone would fill a card of 80 GB.
         ModelShape("olmoe_150m", 768, 12, 12, 64, 8, 384, 50304, 16, 2048, needs_gpu=True),
         ModelShape("olmoe_500m", 1280, 16, 10, 64, 8, 640, 50304, 8, 2048, needs_gpu=True),
-        ModelShape("olmoe_1b", 2048, 14, 16, 32, 8, 1024, 50304, 4, 2048, needs_gpu=True),
+        ModelShape(
+            "olmoe_1b",
+            2048,
+            14,
+            16,
+            32,
+            8,
+            1024,
+            50304,
+            16,
+            2048,
+            needs_gpu=True,
+            moments_dtype="bfloat16",
+        ),
     )
 }
 

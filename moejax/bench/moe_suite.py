@@ -252,13 +252,20 @@ def _bench_shape(
         for load in options.loads
     }
     routes = {load: tuple(map(jnp.asarray, route)) for load, route in drawn.items()}
-    for passes in PASSES:
+    # One pass's programs at a time: a big layer's may hold much of a card's memory.
+    for passes in options.passes or PASSES:
+        built = timing.compile_side_by_side(
+            {
+                name: functools.partial(_program, name, shape, passes, arrays, routes)
+                for name in ("dense", *names)
+            }
+        )
         programs = {}
-        for name in ("dense", *names):
-            try:
-                programs[name] = _program(name, shape, passes, arrays, routes)
-            except Exception as error:
-                _fail(report, error, shape, "every load", name, passes)
+        for name, program in built.items():
+            if isinstance(program, Exception):
+                _fail(report, program, shape, "every load", name, passes)
+            else:
+                programs[name] = program
         for load in options.loads:
             # The reference takes the same time whatever the load: once is enough.
             first = load == options.loads[0]

@@ -6,6 +6,7 @@ import importlib.util
 import pathlib
 
 from moejax.bench.loads import LOADS
+from moejax.bench.shapes import MODEL_PASSES, PASSES
 from moejax.bench.timing import Budget
 from moejax.config import ConfigError, UserError, nearest
 from moejax.output_folder import check_output_folder
@@ -15,6 +16,7 @@ SUITES = ("moe", "model", "routers", "agreement", "attention", "ceilings")
 WITHOUT_LOADS = ("routers", "attention", "ceilings")
 DISPATCHERS = ("dense_loop", "capacity", "blocks", "grouped")
 PEERS = ("transformers",)
+SUITE_PASSES = {"moe": PASSES, "model": MODEL_PASSES}
 DTYPES = ("float32", "bfloat16")
 # Loads of whole models: a fresh softmax router's, and what routers for measuring are told.
 UNTRAINED = "untrained"
@@ -34,6 +36,7 @@ class BenchOptions:
       trace: file with loads to replay, for the load ``recorded``.
       dispatch: dispatchers; empty for all that can run here (suite model: ``auto``).
       routers: routers, for the suite of that name; empty for all of them.
+      passes: what to time, of ``SUITE_PASSES``; empty for all of the suite's.
       dtype: compute type; empty for the platform's own.
       budget: how long to measure each candidate.
       seed: of tokens, weights and routing.
@@ -49,6 +52,7 @@ class BenchOptions:
     trace: str = ""
     dispatch: tuple[str, ...] = ()
     routers: tuple[str, ...] = ()
+    passes: tuple[str, ...] = ()
     dtype: str = ""
     budget: Budget = Budget()
     seed: int = 0
@@ -75,6 +79,7 @@ def from_arguments(arguments: argparse.Namespace) -> BenchOptions:
         trace=arguments.trace or "",
         dispatch=_names("--dispatch", arguments.dispatch, dispatchers),
         routers=_routers(arguments),
+        passes=_passes(arguments),
         dtype=_known("--dtype", arguments.dtype, DTYPES) if arguments.dtype else "",
         budget=_budget(arguments),
         seed=arguments.seed,
@@ -129,6 +134,17 @@ def _routers(arguments: argparse.Namespace) -> tuple[str, ...]:
         except ConfigError as error:
             raise UserError(f"--routers = {name!r}: {error.remedy}") from error
     return names
+
+
+def _passes(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """Passes by name.
+
+    Raises:
+      UserError: a suite that has no passes to choose from, or not this one.
+    """
+    if arguments.passes and arguments.suite not in SUITE_PASSES:
+        raise UserError(f"--passes: --suite={arguments.suite} times all of its own; leave it out")
+    return _names("--passes", arguments.passes, SUITE_PASSES.get(arguments.suite))
 
 
 def check_peer_installed() -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 from moejax.config import UserError, check_positive, nearest
 
+# Of a layer, and of a whole model.
 PASSES = ("forward", "forward_backward")
+MODEL_PASSES = ("forward_backward", "train_step")
 
 # The longest sequence that a shape's tokens are cut into: capacity drops within a sequence.
 SEQUENCE = 2048

@@ -36,7 +36,7 @@ def _load(row: dict[str, Any]) -> str:
 
 
 def _error(tensor: str) -> Column:
-    return tensor, lambda r: format(r["errors"][tensor], ".1e")
+    return tensor, lambda r: _number(r["errors"].get(tensor), ".1e")
 
 
 def _ms(name: str) -> Column:
@@ -84,6 +84,7 @@ COLUMNS: dict[str, list[Column]] = {
         ("dispatch", lambda r: r["dispatch"]),
         ("dtype", lambda r: r["dtype"]),
         *(_error(tensor) for tensor in ("y", "d_x", "d_gate", "d_gate_up", "d_down")),
+        *(_error(tensor) for tensor in ("d_query", "d_key", "d_value")),
         ("tolerance", lambda r: format(r["tolerance"], ".0e")),
         ("padding", lambda r: "zero" if r["padding_is_zero"] else "NOT ZERO"),
     ],

@@ -4,14 +4,20 @@ The clock is read at the edges of a window of one or more calls, and only there 
 device. A round is one window of each candidate; rounds are repeated until the time is used up.
 """
 
+import concurrent.futures
 import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+
+from moejax.cost.hardware import cpu_cores
+
+Key = TypeVar("Key")
+T = TypeVar("T")
 
 # Runs a number of calls one after another and returns the seconds that they took together.
 Window = Callable[[int], float]
@@ -104,6 +110,26 @@ def compile_program(function: Callable[..., Any], *arguments: Any, donate: tuple
         compiled, seconds, memory.temp_size_in_bytes, memory.output_size_in_bytes,
         memory.argument_size_in_bytes, memory.alias_size_in_bytes,
     )  # fmt: skip
+
+
+def compile_side_by_side(builders: Mapping[Key, Callable[[], T]]) -> dict[Key, T | Exception]:
+    """Runs functions that compile, as many at once as there are cores.
+
+    Args:
+      builders: by name; each compiles and returns what it made. Nothing may be timed meanwhile.
+
+    Returns:
+      What each returned, or the exception that it raised, in the given order.
+    """
+
+    def attempt(build: Callable[[], T]) -> T | Exception:
+        try:
+            return build()
+        except Exception as error:
+            return error
+
+    with concurrent.futures.ThreadPoolExecutor(max(1, cpu_cores())) as pool:
+        return dict(zip(builders, pool.map(attempt, builders.values()), strict=True))
 
 
 def window_of(call: Callable[[], Any]) -> Window:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moejax.bench import timing
+from moejax.bench.arrays import Normals
 from moejax.models import ModelConfig, Transformer
 from moejax.moe.diagnostics import stack_layers
 from moejax.parallel import MeshConfig, axis_rules, make_mesh
@@ -18,20 +19,18 @@ from moejax.training.step import MTP_WEIGHT, Batch, make_train_step
 
 Tree = Any
 
-MODEL_PASSES = ("forward_backward", "train_step")
-
 # Small and constant, so that the weights stay what they are while the step is timed.
 OPTIM = OptimConfig(learning_rate=1e-6, warmup_steps=0, schedule="wsd", decay_fraction=0.0)
 
 
 def draw_params(config: ModelConfig, seed: int) -> Tree:
-    """Parameters in NumPy: matrices of deviation 0.02, norms of 1. No initializer is compiled."""
-    rng = np.random.default_rng(seed)
+    """Parameters: matrices of deviation 0.02, norms of 1. No initializer is compiled."""
+    normal = Normals(seed, "float32")
 
     def draw(path, leaf):
         if path[-1].key == "scale":
-            return np.ones(leaf.shape, leaf.dtype)
-        return np.float32(0.02) * rng.standard_normal(leaf.shape, np.float32)
+            return jnp.ones(leaf.shape, leaf.dtype)
+        return normal(*leaf.shape, fan_in=2500)
 
     return jax.tree_util.tree_map_with_path(draw, _shapes(config)["params"])
 
@@ -44,34 +43,31 @@ def _shapes(config: ModelConfig) -> Tree:
 
 
 class TrainingStep:
-    """A model with its state on one device, and its programs.
+    """A model's programs, which are compiled from shapes alone, and its state on one device.
 
     Attributes:
       config: the model.
       programs: compiled programs by pass.
     """
 
-    def __init__(self, config: ModelConfig, params: Tree, rows: int, length: int, seed: int):
-        """Copies the parameters, and draws a batch of random tokens, one document a row.
+    def __init__(
+        self, config: ModelConfig, rows: int, length: int, seed: int, optim: OptimConfig = OPTIM
+    ):
+        """Draws a batch of random tokens, one document a row.
 
         Args:
           config: the model.
-          params: its parameters, from ``draw_params``; any router's, since all have a matrix.
           rows: B.
           length: S.
           seed: of the tokens.
+          optim: of the training step.
         """
-        self.config = config
+        self.config, self._optim = config, optim
         self.programs: dict[str, timing.Program] = {}
         self._mesh = make_mesh(MeshConfig())
-        self._optimizer = make_optimizer(OPTIM, 1000)
-        # A copy: training steps overwrite their state.
-        params = jax.tree.map(jnp.array, params)
-        router_state = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), _shapes(config).get("router_state", {})
-        )
-        step = jnp.zeros((), jnp.int32)
-        self._state = TrainState(step, params, self._optimizer.init(params), router_state)
+        self._optimizer = make_optimizer(optim, 1000)
+        self._shapes = _shapes(config)
+        self._state: TrainState | None = None
         rng = np.random.default_rng(seed)
         tokens = rng.integers(0, config.vocab_size, (1, rows, length + 1))
         positions = np.broadcast_to(np.arange(length), (1, rows, length))
@@ -88,17 +84,34 @@ class TrainingStep:
         )
         self._load: Any = None
 
+    def _make_state(self, params: Tree) -> TrainState:
+        router_state = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self._shapes.get("router_state", {})
+        )
+        step = jnp.zeros((), jnp.int32)
+        return TrainState(step, params, self._optimizer.init(params), router_state)
+
+    def place(self, params: Tree) -> None:
+        """Makes the state that the programs run on.
+
+        Args:
+          params: from ``draw_params``; any router's, since all have a matrix. Training steps
+            overwrite them.
+        """
+        self._state = self._make_state(params)
+
     def compile(self, passes: str) -> timing.Program:
         """Compiles ``forward_backward`` (loss and gradients) or ``train_step`` (AdamW as well)."""
+        state = jax.eval_shape(self._make_state, self._shapes["params"])
         with jax.set_mesh(self._mesh):
             if passes == "train_step":
-                step = make_train_step(self.config, self._optimizer, learning_rate(OPTIM, 1000))
-                program = timing.compile_program(step, self._state, self._batch, donate=(0,))
+                step = make_train_step(
+                    self.config, self._optimizer, learning_rate(self._optim, 1000)
+                )
+                program = timing.compile_program(step, state, self._batch, donate=(0,))
             else:
                 run = functools.partial(_forward_backward, self.config)
-                program = timing.compile_program(
-                    run, self._state.params, self._state.router_state, self._batch
-                )
+                program = timing.compile_program(run, state.params, state.router_state, self._batch)
         self.programs[passes] = program
         return program
 

@@ -115,6 +115,7 @@ def scanned(config: ModelConfig, kinds: tuple[str, ...], repeats: int, name: str
         split_rngs={"params": True, "router": True},
         in_axes=(0, nn.broadcast, nn.broadcast),
         length=repeats,
+        unroll=config.unroll or repeats,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
     return scan(config, kinds, name=name)

@@ -54,6 +54,8 @@ class ModelConfig:
         attention itself stay as they are.
       remat: what the backward pass recomputes: ``none``, ``dots`` (all but the outputs of matrix
         products) or ``full`` (every layer).
+      unroll: layers of a segment in one turn of its loop; 0 means all, without a loop. More of them
+        take longer to compile, and on a GPU save copies of weights and activations.
       loss_chunk: positions of each row whose logits exist at once in the loss; 0 means all.
       init_std: deviation of the initial weights; 0 means scaled by fan-in.
       moe: options of the MoE layers; None makes a dense model.
@@ -73,6 +75,7 @@ class ModelConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     precision: Precision = "native"
     remat: Literal["none", "dots", "full"] = "none"
+    unroll: int = 1
     loss_chunk: int = 0
     init_std: float = 0.0
     moe: MoEConfig | None = None
@@ -82,7 +85,14 @@ class ModelConfig:
             "model", self, "vocab_size", "d_model", "num_layers", "norm_eps", "embedding_multiplier"
         )
         check_not_negative(
-            "model", self, "d_ff", "first_k_dense", "loss_chunk", "init_std", "mtp_depth"
+            "model",
+            self,
+            "d_ff",
+            "first_k_dense",
+            "unroll",
+            "loss_chunk",
+            "init_std",
+            "mtp_depth",
         )
         heads = self.attention.num_heads
         check(

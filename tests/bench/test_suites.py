@@ -3,10 +3,12 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from moejax import cli
 from moejax.bench import agreement, ceilings, moe_suite
+from moejax.bench.report import Report
 from moejax.bench.tables import format_tables
 
 
@@ -75,3 +77,21 @@ def test_a_dispatcher_that_is_wrong_is_a_failure(fault, capsys, monkeypatch):
     (failure,) = record["failures"]
     found = "padding is not zero" if fault == "padding" else "d_gate is off by 1.0e-02"
     assert found in failure["error"]
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_attention_is_held_to_the_reference(monkeypatch, fault):
+    real = agreement.attend
+
+    def wrong(query, key, value, mask, *, name):
+        # The first document of each row sees the others' keys.
+        seen = mask | jnp.tril(jnp.ones_like(mask)) if fault and query.dtype == "bfloat16" else mask
+        return real(query, key, value, seen, name=name)
+
+    monkeypatch.setattr(agreement, "attend", wrong)
+    report = Report()
+    agreement.compare_attention(report, "xla", seed=0)
+    (row,) = report.results
+    assert row["errors"].keys() == {"y", "d_query", "d_key", "d_value"}
+    assert bool(report.failures) == fault
+    assert fault or 0 < max(row["errors"].values()) < 0.01

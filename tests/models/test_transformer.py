@@ -136,8 +136,9 @@ def test_auxiliary_losses_add_up_over_layers(moe):
 
 
 @functools.cache
-def loss_gradients(remat, dispatch):
-    config = tiny.moe_config(num_layers=1, first_k_dense=0, remat=remat, dispatch=dispatch)
+def loss_gradients(remat, dispatch, **changes):
+    changes = {"num_layers": 1, "first_k_dense": 0, **changes}
+    config = tiny.moe_config(remat=remat, dispatch=dispatch, **changes)
     variables = tiny.variables(config)
 
     def loss(params):
@@ -255,3 +256,19 @@ def test_embeddings_are_multiplied(moe):
     got = forward(twice, variables, TOKENS).logits
     wanted = forward(config, {"params": doubled}, TOKENS).logits
     assert tiny.relative_error(got, wanted) < 1e-6
+
+
+def test_a_loop_that_is_unrolled_changes_no_gradient():
+    two = {"num_layers": 2, "dispatch": "capacity", "remat": "none"}
+    wanted = loss_gradients(**two)
+    tiny.assert_trees_close(loss_gradients(**two, unroll=0), wanted, 1e-5)
+
+
+@pytest.mark.parametrize(("unroll", "loops"), [(1, 1), (2, 1), (0, 0)])
+def test_unrolling_all_layers_leaves_no_loop(unroll, loops):
+    config = tiny.dense_config(num_layers=4, unroll=unroll)
+    tokens = jnp.zeros((1, 8), jnp.int32)
+    model = Transformer(config)
+    variables = jax.eval_shape(model.init, jax.random.key(0), tokens)
+    run = jax.jit(lambda variables, tokens: model.apply(variables, tokens).hidden)
+    assert run.lower(variables, tokens).as_text().count("stablehlo.while") == loops

@@ -1,5 +1,6 @@
 """Measures every back end of the grouped products on this device, and writes the table."""
 
+import concurrent.futures
 import datetime
 import importlib.metadata
 import json
@@ -93,26 +94,33 @@ def tune(
 def _measure(name, product, routing, platform, interpret, report):
     """Every configuration of every back end, the fastest first, and those that failed."""
     operands, sources = _draw_operands(name, product, routing)
-    ranked, failed, wanted = [], [], None
+    ranked, failed, candidates, wanted = [], [], [], None
     for backend_name, backend in BACKENDS.items():
         if interpret and backend_name != "pallas":
             continue
         if reason := "" if interpret else backend.why_not(product.leg, platform):
             failed.append(Failed(backend_name, {}, reason))
             continue
-        for settings in backend.candidates(product):
-            run = _program(backend, product, settings, interpret)
-            try:
-                out = jax.block_until_ready(run(operands, routing[0], sources))
-                wanted = out if wanted is None else wanted
-                _compare(out, wanted, product, int(np.sum(routing[0])))
-                milliseconds = _time(lambda: run(operands, routing[0], sources))  # noqa: B023
-            except Exception as error:
-                reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-                failed.append(Failed(backend_name, dict(settings), reason))
-                report(f"  {backend_name} {dict(settings)} failed: {reason}")
-                continue
-            ranked.append(Measured(backend_name, dict(settings), round(milliseconds, 6)))
+        candidates += [(backend_name, settings) for settings in backend.candidates(product)]
+    arguments = operands, routing[0], sources
+    compile_one = lambda candidate: _compile(*candidate, product, interpret, arguments)
+    # Nothing is timed while programs compile; in a process of one thread they would take minutes.
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        programs = list(pool.map(compile_one, candidates))
+    for (backend_name, settings), run in zip(candidates, programs, strict=True):
+        try:
+            if isinstance(run, Exception):
+                raise run
+            out = jax.block_until_ready(run(*arguments))
+            wanted = out if wanted is None else wanted
+            _compare(out, wanted, product, int(np.sum(routing[0])))
+            milliseconds = _time(lambda: run(*arguments))  # noqa: B023
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            failed.append(Failed(backend_name, dict(settings), reason))
+            report(f"  {backend_name} {dict(settings)} failed: {reason}")
+            continue
+        ranked.append(Measured(backend_name, dict(settings), round(milliseconds, 6)))
     ranked.sort(key=lambda measured: measured.milliseconds)
     for best in ranked[:1]:
         rate = product.flops / best.milliseconds / 1e9
@@ -120,8 +128,9 @@ def _measure(name, product, routing, platform, interpret, report):
     return ranked, failed
 
 
-def _program(backend, product: Product, settings: Settings, interpret: bool):
-    """One product as a jitted function of operands, group sizes and sources."""
+def _compile(backend_name: str, settings: Settings, product: Product, interpret: bool, arguments):
+    """One product as a program of operands, group sizes and sources, or why there is none."""
+    backend = BACKENDS[backend_name]
 
     def run(operands, group_sizes, sources):
         left, right = operands
@@ -132,7 +141,10 @@ def _program(backend, product: Product, settings: Settings, interpret: bool):
         leg = getattr(backend, product.leg)
         return leg(left, right, group_sizes, sources[0], settings, interpret)
 
-    return jax.jit(run)
+    try:
+        return jax.jit(run).lower(*arguments).compile()
+    except Exception as error:
+        return error
 
 
 def _draw_routing(layer: LayerSizes):

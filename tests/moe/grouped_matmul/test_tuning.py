@@ -154,7 +154,10 @@ def test_every_candidate_is_one_that_its_back_end_takes(layer, dtype):
     ("product", "tile"),
     [
         # 1,024 rows an expert fill large tiles.
-        (Product("forward", "bfloat16", 64, 2560, 2560, 65536), (128, 128, 64)),
+        (Product("forward", "bfloat16", 64, 2560, 2560, 65536), (128, 256, 64)),
+        (Product("weight_gradient", "bfloat16", 64, 2560, 2560, 65536), (128, 128, 64)),
+        # Nor is a matrix of 200 columns worth 256.
+        (Product("forward", "bfloat16", 64, 2560, 200, 65536), (128, 128, 64)),
         # 16 rows an expert would leave them almost empty.
         (Product("forward", "bfloat16", 256, 512, 512, 4096), (16, 128, 64)),
         (Product("input_gradient", "bfloat16", 64, 40, 24, 65536), (128, 64, 32)),
