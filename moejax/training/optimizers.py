@@ -70,13 +70,21 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
     if config.schedule == "cosine":
         rest = optax.cosine_decay_schedule(peak, max(1, steps - warmup), config.final_fraction)
         return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), rest], [warmup])
-    start = max(warmup, steps - round(config.decay_fraction * steps))
+    start = decay_start(config, steps)
     pieces = [
         optax.linear_schedule(0.0, peak, warmup),
         optax.constant_schedule(peak),
         optax.linear_schedule(peak, last, max(1, steps - start)),
     ]
     return optax.join_schedules(pieces, [warmup, start])
+
+
+def decay_start(config: OptimConfig, steps: int) -> int:
+    """Steps before the decay of schedule ``wsd`` begins, in a run of ``steps`` steps.
+
+    Up to there, runs of any length are the same.
+    """
+    return max(min(config.warmup_steps, steps), steps - round(config.decay_fraction * steps))
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
