@@ -121,8 +121,8 @@ class Checkpointer:
         """Starts to save a step; returns once the state may be donated.
 
         First waits for the save before it. Once the new step has its manifest, folders that are
-        neither among the newest nor the best nor of ``at_steps`` are deleted, and so are later steps: they belong to a
-        future that a restore went back from.
+        neither among the newest nor the best nor of ``at_steps`` are deleted, and so are later
+        steps: they belong to a future that a restore went back from.
 
         Args:
           step: optimizer steps done.
