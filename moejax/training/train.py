@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,11 +12,18 @@ from moejax.cost.ledger import Ledger, process_age
 from moejax.cost.meter import open_meter
 from moejax.training import charge_exchange, prepare, run_dir
 from moejax.training.loop import Interrupted, Run, RunFailed
+from moejax.training.programs import ProgramCache, Programs, compile_programs
 from moejax.training.run_config import RunConfig
 from moejax.training.signals import StopRequest
 
 
-def train(config: RunConfig, workdir: str, *, bill_process: bool = False) -> dict[str, Any]:
+def train(
+    config: RunConfig,
+    workdir: str,
+    *,
+    bill_process: bool = False,
+    programs: ProgramCache | None = None,
+) -> dict[str, Any]:
     """Trains a model, or goes on with the run that ``workdir`` holds.
 
     Args:
@@ -23,6 +31,7 @@ def train(config: RunConfig, workdir: str, *, bill_process: bool = False) -> dic
       workdir: its folder.
       bill_process: charge the time since this process began as start-up, not just since this
         call: for a process that does nothing else.
+      programs: where runs of this process find one another's compiled programs.
 
     Returns:
       What ``summary.json`` holds.
@@ -60,15 +69,20 @@ def train(config: RunConfig, workdir: str, *, bill_process: bool = False) -> dic
             meter=open_meter(billing.hardware, setup.mesh.local_devices, billing.devices),
             backfill_seconds=time.monotonic() - begun,
         )
-        return _run(setup, directory, ledger)
+        return _run(setup, directory, ledger, programs.get if programs else compile_programs)
 
 
-def _run(setup: prepare.Setup, directory: run_dir.RunDirectory, ledger: Ledger) -> dict[str, Any]:
+def _run(
+    setup: prepare.Setup,
+    directory: run_dir.RunDirectory,
+    ledger: Ledger,
+    programs: Callable[[prepare.Setup], Programs],
+) -> dict[str, Any]:
     """The run itself, from an open ledger to a closed one, whatever happens."""
     status, run = "failed", None
     try:
         with StopRequest() as stop, jax.set_mesh(setup.mesh):
-            run = Run(setup, directory, ledger, stop)
+            run = Run(setup, directory, ledger, stop, programs)
             try:
                 run.start()
                 status = run.train()
