@@ -1,9 +1,10 @@
 """An ablation's folder: what it is, its plan, and one line for every cell that ended.
 
-``ablation.json``: ``spec``, ``code``, ``packages``, ``python``, ``machine``, ``data`` (fingerprint
-by variant), ``processes`` and ``command``. ``plan.json``: ``cells`` (``Cell.to_dict``),
-``rates`` by variant, ``calibration`` by variant (empty where no time was measured), ``tuning`` by
-variant, once decided, and ``planned``, totals. ``results.jsonl``: one line a cell, see ``result``.
+``ablation.json``: ``format``, ``spec``, ``code``, ``packages``, ``python``, ``machine``, ``data``
+(fingerprint by variant) and ``command``. ``plan.json``: ``cells`` (``Cell.to_dict``), ``rates`` and
+``calibration`` by variant (empty where no time was measured), ``tuning`` by variant, once decided,
+and ``planned``, totals. ``results.jsonl``: one line a cell, see ``result``. ``analysis.json``:
+``moejax.analysis.ablation.analyse``'s result. ``logs``: what each cell said.
 """
 
 import contextlib
@@ -24,7 +25,8 @@ from moejax.training import run_dir
 from moejax.training.manifest import write_whole
 from moejax.training.metrics import read_metrics
 
-ABLATION, PLAN, RESULTS, RUNS, LOGS = "ablation.json", "plan.json", "results.jsonl", "runs", "logs"
+ABLATION, PLAN, RESULTS, ANALYSIS = "ablation.json", "plan.json", "results.jsonl", "analysis.json"
+RUNS, LOGS = "runs", "logs"
 CHARGED = ("tokens", "model_flops", "wall_seconds", "device_hours", "dollars")
 LOCK_SECONDS = 5.0  # how long the children of a killed ablation may take to notice
 LAST_SHARE = 0.1  # of the steps, over which a cell's router health is averaged

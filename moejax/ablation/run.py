@@ -7,9 +7,19 @@ from typing import Any
 from moejax.ablation import calibrate, cleaning, grid, shares, text, tuning
 from moejax.ablation import spec as specs
 from moejax.ablation.grid import Cell, Rates
-from moejax.ablation.record import ABLATION, PLAN, Folder, check_workdir, result, totals
+from moejax.ablation.record import (
+    ABLATION,
+    ANALYSIS,
+    PLAN,
+    Folder,
+    check_workdir,
+    result,
+    totals,
+)
 from moejax.ablation.runners import Runner, choose
 from moejax.ablation.spec import AblationSpec
+from moejax.analysis.ablation import analyse
+from moejax.analysis.ablation_record import FORMAT
 from moejax.config import UserError
 from moejax.training import prepare, run_dir
 from moejax.training.loop import Interrupted, RunFailed
@@ -146,7 +156,9 @@ def ablate(
 
     Returns:
       ``name``, ``workdir``, ``status`` (``planned``, ``completed``, ``failed`` with ``failures``,
-      or ``interrupted``), ``cells`` (how many), ``planned``, ``spent`` and ``learning_rates``.
+      or ``interrupted``), ``cells`` (how many) and ``ended``, ``planned`` and ``spent`` (see
+      ``text.spent``), ``tuning`` by variant, and ``analysis``, from
+      ``moejax.analysis.ablation.analyse``, None where there is none yet.
 
     Raises:
       UserError: a config, machine or folder that cannot be used; nothing has been written then,
@@ -161,10 +173,13 @@ def ablate(
         state = _state(folder, spec, setups, record)
         if dry_run:
             say(text.format_plan(spec, state.cells, state.rates, planned(state.cells, state.rates)))
-            return _outcome(state, "planned")
+            return {**_outcome(state, "planned"), "analysis": None}
         with folder.held():
             status = _run(state, setups, record, parts, processes, bill_process, say)
-    return _outcome(state, status)
+            found = None if status == "interrupted" else analyse(folder.path)
+            if found is not None:
+                folder.write(ANALYSIS, found)
+    return {**_outcome(state, status), "analysis": found}
 
 
 def _run(
@@ -229,6 +244,7 @@ def _record(spec: AblationSpec, setups: dict[str, prepare.Setup], command: str) 
     reference = setups[spec.reference]
     described = run_dir.describe(reference.config, reference.dataset)
     return {
+        "format": FORMAT,
         "spec": spec.to_dict(),
         **{name: described[name] for name in VERSIONS},
         "data": {name: setup.dataset.fingerprint for name, setup in setups.items()},

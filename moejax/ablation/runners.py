@@ -21,6 +21,7 @@ from moejax.ablation.spec import AblationSpec, from_dict
 from moejax.config import UserError
 from moejax.training.fork import fork_run
 from moejax.training.loop import Interrupted, RunFailed
+from moejax.training.programs import ProgramCache
 from moejax.training.train import train
 
 STOP_SECONDS = 120.0  # for a child to end its step and save
@@ -28,8 +29,21 @@ POLL_SECONDS = 0.05
 INTERRUPTED = 3  # exit status of a child that was asked to stop
 
 
-def execute(folder: Folder, spec: AblationSpec, cell: Cell, *, bill_process: bool) -> str | None:
+def execute(
+    folder: Folder,
+    spec: AblationSpec,
+    cell: Cell,
+    *,
+    bill_process: bool,
+    programs: ProgramCache | None = None,
+) -> str | None:
     """Runs a cell, or goes on with it; what it says goes to its log.
+
+    Args:
+      folder, spec: the ablation's.
+      cell: which.
+      bill_process: charge the time since this process began to it.
+      programs: where cells of this process find one another's compiled programs.
 
     Returns:
       Why it failed, in one line; None where it is complete.
@@ -43,7 +57,7 @@ def execute(folder: Folder, spec: AblationSpec, cell: Cell, *, bill_process: boo
             if cell.from_step and not path.exists():
                 fork_run(folder.run(cell.trunk), path, cell.steps, cell.from_step)
             config = grid.cell_config(spec, cell)
-            status = train(config, str(path), bill_process=bill_process)["status"]
+            summary = train(config, str(path), bill_process=bill_process, programs=programs)
         except Interrupted:
             raise
         except (RunFailed, UserError) as error:
@@ -52,6 +66,7 @@ def execute(folder: Folder, spec: AblationSpec, cell: Cell, *, bill_process: boo
             traceback.print_exc()
             first = (str(error).strip().splitlines() or [""])[0]
             return f"{type(error).__name__}: {first}"
+    status = summary["status"]
     if status == "interrupted":
         raise Interrupted("asked to stop")
     return None if status == "completed" else f"ended with status {status!r}"
@@ -73,7 +88,7 @@ class Runner(Protocol):
 
 
 class InProcess:
-    """Runs cells one after another here.
+    """Runs cells one after another here; those of a variant share its compiled programs.
 
     Args:
       folder, spec: the ablation's.
@@ -82,6 +97,7 @@ class InProcess:
 
     def __init__(self, folder: Folder, spec: AblationSpec, bill_process: bool):
         self._folder, self._spec, self._bill_process = folder, spec, bill_process
+        self._programs = ProgramCache()
         self._cell: Cell | None = None
 
     @property
@@ -93,7 +109,10 @@ class InProcess:
 
     def wait(self) -> tuple[Cell, str | None]:
         cell, self._cell = self._cell, None
-        error = execute(self._folder, self._spec, cell, bill_process=self._bill_process)
+        error = execute(
+            self._folder, self._spec, cell, bill_process=self._bill_process,
+            programs=self._programs,
+        )  # fmt: skip
         self._bill_process = False
         return cell, error
 

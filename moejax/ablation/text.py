@@ -5,6 +5,7 @@ from typing import Any
 
 from moejax.ablation.grid import UNITS, Cell, Rates
 from moejax.ablation.spec import AblationSpec
+from moejax.analysis.ablation import format_analysis
 from moejax.cost import text
 
 LINES = {
@@ -127,7 +128,7 @@ def spent(
 
 
 def format_outcome(outcome: Mapping[str, Any]) -> str:
-    """The bill after, against the plan, and a line for every failure."""
+    """The bill after, against the plan; then the verdicts and a line for every failure."""
     planned, found = outcome["planned"], outcome["spent"]
     rows: list[Sequence[str]] = [
         ("the bill", "planned", "spent", "device-h planned", "device-h", "dollars planned",
@@ -149,12 +150,6 @@ def format_outcome(outcome: Mapping[str, Any]) -> str:
         text.columns(rows, left=1),
         "start-up, compilation, evaluation and checkpoints are in what was spent, not in the plan",
     ]
-    for name, found in outcome["tuning"].items():
-        chosen = "none was trained to its end" if found["chosen"] is None else (
-            f"{found['chosen']:.4g}"
-            + (" (AT THE EDGE of its bracket: a better one may lie beyond)"
-               if found["at_edge"] else "")
-        )  # fmt: skip
-        lines.append(f"learning rate of {name}: {chosen}")
-    lines += [f"FAILED {failure['id']}: {failure['error']}" for failure in outcome["failures"]]
+    if outcome["analysis"] is not None:
+        lines += ["", format_analysis(outcome["analysis"])]
     return "\n".join(lines)
