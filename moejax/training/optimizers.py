@@ -70,11 +70,19 @@ def learning_rate(config: OptimConfig, steps: int) -> LearningRate:
     shape = "cosine"
     if config.schedule == "wsd":
         shape = "linear"
-        start = max(warmup, steps - round(config.decay_fraction * steps))
+        start = decay_start(config, steps)
     return LearningRate.of(
         shape, peak=config.learning_rate, final_fraction=config.final_fraction, warmup=warmup,
         start=start, length=max(1, steps - start),
     )  # fmt: skip
+
+
+def decay_start(config: OptimConfig, steps: int) -> int:
+    """Steps before the decay of schedule ``wsd`` begins, in a run of ``steps`` steps.
+
+    Up to there, runs of any length are the same.
+    """
+    return max(min(config.warmup_steps, steps), steps - round(config.decay_fraction * steps))
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:

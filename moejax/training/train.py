@@ -11,7 +11,7 @@ from moejax.config import UserError
 from moejax.cost.ledger import Ledger, process_age
 from moejax.cost.meter import open_meter
 from moejax.training import charge_exchange, prepare, run_dir
-from moejax.training.loop import Run, RunFailed
+from moejax.training.loop import Interrupted, Run, RunFailed
 from moejax.training.programs import ProgramCache, Programs, compile_programs
 from moejax.training.run_config import RunConfig
 from moejax.training.signals import StopRequest
@@ -38,7 +38,8 @@ def train(
 
     Raises:
       UserError: a config, corpus or folder that cannot be used; nothing has been written then.
-      RunFailed: the run stopped on an error or was interrupted; its last good checkpoint stands.
+      RunFailed: the run stopped on an error, or was interrupted before a step ended (Interrupted);
+        its last good checkpoint stands.
     """
     begun = time.monotonic() - (process_age() if bill_process else 0.0)
     path = run_dir.check_workdir(workdir)
@@ -93,7 +94,7 @@ def _run(
                 run.close()
     except KeyboardInterrupt:
         status = "interrupted"
-        raise RunFailed("interrupted before the step ended; the last checkpoint stands") from None
+        raise Interrupted("interrupted before the step ended; the last checkpoint stands") from None
     except (UserError, OSError, jax.errors.JaxRuntimeError) as error:
         # The config was good, so what went wrong now is the run's: a full disk, no memory.
         first = str(error).strip().splitlines() or [type(error).__name__]
