@@ -1,6 +1,6 @@
 """Whether the verdicts of `moejax ablate` keep their promises, on made grids and on real runs.
 
-    python experiments/launch/check_statistics.py [--grids=2000] [--seed=0] [--output=README.md]
+    python experiments/launch/check_statistics.py [--grids=2000] [--seed=0] [--output=FILE]
     python experiments/launch/check_statistics.py --runs=DIR [--variant=NAME] [--output=...]
 
 Made grids: value = variant + seed + error, of the sizes of this project's ablations. False
@@ -71,7 +71,7 @@ def grid(
 
 def any_verdict(values: Values) -> bool:
     """Whether any variant is told from the reference."""
-    found = compare(values, "v0", smallest_effect=EFFECT).differences.values()
+    found = compare(values, "v0", power=None).differences.values()
     return any(difference.verdict != CANNOT_TELL for difference in found)
 
 
@@ -98,7 +98,9 @@ def recommended(
         if first.seeds_needed is None:
             continue
         total = seeds + first.seeds_needed
-        fresh = compare(grid(random, variants, total, effect=EFFECT), "v0").differences["v1"]
+        fresh = compare(grid(random, variants, total, effect=EFFECT), "v0", power=None).differences[
+            "v1"
+        ]
         promised.append(first.power)
         found.append(fresh.verdict == BETTER)
         counts.append(total)
@@ -240,21 +242,25 @@ def main(arguments: list[str]) -> str:
         values = [row[record.metric] for row in rows]
         if len(values) < 6:
             raise UserError(f"--runs: {variant!r} has {len(values)} completed runs; six are needed")
-        parts = [f"{len(values)} runs of {variant!r} of {record.spec['name']}, mean "
-                 f"{np.mean(values):.4f}, standard deviation {np.std(values, ddof=1):.4f} "
-                 f"{record.metric}:", markdown(runs_table(random, options.grids, values))]  # fmt: skip
+        spread = np.std(values, ddof=1)
+        parts = [
+            f"{len(values)} runs of {variant!r} of {record.spec['name']}, {record.metric} "
+            f"{np.mean(values):.4f}, standard deviation {spread:.4f}:",
+            markdown(runs_table(random, options.grids, values)),
+        ]
     else:
         parts = [
             "## False positives: any variant told from the reference, none differing",
             markdown(null_table(random, options.grids)),
             "## Power at the recommended number of seeds",
-            markdown(power_table(random, options.grids)),
+            markdown(power_table(random, max(options.grids // 2, 1))),
             "## Multipliers: coverage of the 95 % interval",
             markdown(multiplier_table(random, max(options.grids // 4, 1))),
         ]
     command = f"python experiments/launch/check_statistics.py {' '.join(arguments)}".rstrip()
     stamp = (
-        f"`{command}`, {datetime.date.today()}, seed {options.seed}, {options.grids} grids a line, "
+        f"`{command}`, {datetime.date.today()}, seed {options.seed}, "
+        f"{options.grids} grids a line (a half for power, a quarter for multipliers), "
         f"Python {platform.python_version()}, NumPy {np.__version__}, SciPy {scipy.__version__}"
     )
     text = "\n\n".join([*parts, stamp]) + "\n"

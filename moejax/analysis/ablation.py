@@ -266,7 +266,7 @@ def _health_differences(
     values = {name: found for name, found in values.items() if found}
     if reference not in values or len(values) < 2:
         return
-    for name, found in compare(values, reference, alpha=alpha).differences.items():
+    for name, found in compare(values, reference, alpha=alpha, power=None).differences.items():
         entry = {name: value for name, value in _difference(found).items()
                  if name in ("mean", "interval", "p", "p_holm", "verdict")}  # fmt: skip
         variants[name]["health"][key] = entry
@@ -313,7 +313,7 @@ def _claim(
         rivals = {name: found.verdict for name, found in verdicts.items()}
         undecided = [name for name, verdict in rivals.items() if verdict != WORSE]
     else:
-        others = compare(values, direction).differences
+        others = compare(values, direction, power=None).differences
         # The main table's verdict counts, so that table and outcome cannot contradict each other.
         rivals = {name: found.verdict for name, found in others.items() if name != reference}
         own = verdicts[direction].verdict

@@ -33,7 +33,7 @@ def power_of(effect: float, standard_error: float, df: float, alpha: float) -> f
 def _power(shifts: np.ndarray, df: float, alpha: float) -> np.ndarray:
     # |t| > bound is F > bound², of one degree of freedom and the shift squared.
     missed = special.ncfdtr(1, df, shifts**2, t_bound(alpha, df) ** 2)
-    return 1 - np.nan_to_num(missed)  # not a number only where it underflows
+    return np.where(np.isnan(missed), 1.0, 1 - missed)  # not a number only where it underflows
 
 
 def grid_power(
@@ -79,11 +79,16 @@ def seeds_for(
       S, at least 2; None where it is above ``MOST_SEEDS``.
     """
     enough = lambda seeds: grid_power(effect, sd, sd_df, seeds, variants, alpha) >= power
-    low, high = 1, 2
+    # Where the error is known and the test normal, this many are enough; the search starts there.
+    normal = special.ndtri(1 - alpha / 2) + special.ndtri(power)
+    high = 2 * math.ceil(min(max(2 * (normal * sd / effect) ** 2, 2.0), MOST_SEEDS / 2) / 2)
     while not enough(high):
-        low, high = high, high * 2
+        high *= 2
         if high > MOST_SEEDS:
             return None
+    low = high // 2
+    while low > 1 and enough(low):
+        low, high = low // 2, low
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)

@@ -95,23 +95,23 @@ def compare(
     *,
     smallest_effect: float | None = None,
     alpha: float = ALPHA,
-    power: float = POWER,
+    power: float | None = POWER,
 ) -> Comparison:
     """Every variant against the reference, paired by seed, at a familywise error of ``alpha``.
 
     A pair is judged by its own variance, on its pairs less one degrees of freedom, where an F test
     finds that its differences, or one of the two variants, scatter more than the rest, or where one
     of the two is too noisy for the pool. A variance of its own that is smaller is left to the pool,
-    which is the cautious side. Bit-equal variants count once in the pool, for their zero difference would shrink it.
-    Variants that share fewer than two seeds with the reference, since cells failed, are compared
-    unpaired (Welch), if both have two values.
+    which is the cautious side. Bit-equal variants count once in the pool, for their zero difference
+    would shrink it. Variants that share fewer than two seeds with the reference, since cells
+    failed, are compared unpaired (Welch), if both have two values.
 
     Args:
       values: value by seed, by variant; a missing or failed cell is left out. Lower is better.
       reference: the variant that the others are held against.
       smallest_effect: least difference of interest, in the values' unit.
       alpha: error over all comparisons together.
-      power: wanted of the recommended number of seeds.
+      power: wanted of the recommended number of seeds; None recommends none.
 
     Raises:
       ConfigError: an unknown reference, a value that is not finite, or no variant to compare.
@@ -163,7 +163,7 @@ def mean_interval(
 class _Wanted:
     smallest: float | None
     alpha: float
-    power: float
+    power: float | None
     comparisons: int
 
 
@@ -257,7 +257,7 @@ def _judged(
             verdict = BETTER if found.mean < 0 else WORSE
     effect = wanted.smallest or (abs(found.mean) if found.mean else None)
     needed = seen = chance = None
-    if verdict == CANNOT_TELL and found.cell_sd:
+    if verdict == CANNOT_TELL and found.cell_sd and wanted.power:
         needed, chance = _more_seeds(effect, found, wanted, pool)
         seen, _ = _more_seeds(abs(found.mean) if found.mean else None, found, wanted, pool)
     return Difference(
