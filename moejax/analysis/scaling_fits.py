@@ -101,7 +101,7 @@ def fit(
       form: a name of ``FORMS``.
       data: axis -> values; ``power_law`` takes the only one, whatever its name.
       losses: means over seeds, one for each point.
-      held: coefficients that are given and not fitted; axes count as they are.
+      held: coefficients that are given and not fitted.
 
     Raises:
       ConfigError: an unknown form, axis or coefficient, values that are not above zero, fewer
@@ -171,42 +171,53 @@ def _best(
 ) -> Coefficients:
     """The best of the fits from all starts; from one known coefficients are near to, if given."""
     chosen = FORMS[form]
-    as_given = bool(set(held) & set(_SCALED))
     units = {
-        axis: 1.0 if axis in chosen.unscaled or as_given else float(np.exp(np.log(v).mean()))
-        for axis, v in data.items()
+        axis: 1.0 if axis in chosen.unscaled else float(np.exp(np.log(values).mean()))
+        for axis, values in data.items()
     }
-    level = 1.0 if as_given else float(losses.mean())
-    scaled = {axis: values / units[axis] for axis, values in data.items()}
+    level = float(losses.mean())
     names = [name for name in chosen.starts if name not in held]
 
     def coefficients(vector: np.ndarray) -> Coefficients:
-        found = {n: float(x) if n in chosen.signed else math.exp(min(x, 500.0))
+        """As they are, from those of axes over their mean, which are all of about one size."""
+        found = {n: float(x) if n in chosen.signed else math.exp(x)
                  for n, x in zip(names, vector, strict=True)}  # fmt: skip
-        return {name: held[name] if name in held else found[name] for name in chosen.starts}
+        ordered = {name: held[name] if name in held else found[name] for name in chosen.starts}
+        return _levelled(chosen.restore(ordered, units), level) | held
 
     def residuals(vector: np.ndarray) -> np.ndarray:
-        with np.errstate(all="ignore"):
-            predicted = np.asarray(chosen.loss(scaled, coefficients(vector)), float)
-            found = np.log(predicted) - np.log(losses / level)
-        return np.nan_to_num(found, nan=1e3, posinf=1e3, neginf=-1e3)
+        try:
+            with np.errstate(all="ignore"):
+                predicted = np.asarray(chosen.loss(data, coefficients(vector)), float)
+                found = np.log(predicted) - np.log(losses)
+        except OverflowError:  # a step of the search too far
+            return np.full(len(losses), _FAR)
+        return np.nan_to_num(found, nan=_FAR, posinf=_FAR, neginf=-_FAR)
 
-    starts = _starts(chosen, names, level, losses)
-    if near is not None:
-        starts = [_vector(chosen, names, chosen.restore(
-            _levelled(near, 1 / level), {axis: 1 / unit for axis, unit in units.items()}
-        ))]  # fmt: skip
-    found = [
-        optimize.least_squares(residuals, start, loss="huber", f_scale=HUBER, x_scale="jac",
-                               max_nfev=400)
-        for start in starts
-    ]  # fmt: skip
-    best = min(found, key=lambda result: result.cost)
-    return _levelled(chosen.restore(coefficients(best.x), units), level)
+    if near is None:
+        grid = itertools.product(*(chosen.starts[name] for name in names))
+        starts = [_vector(chosen, names, dict(zip(names, p, strict=True))) for p in grid]
+    else:
+        inverse = {axis: 1 / unit for axis, unit in units.items()}
+        starts = [_vector(chosen, names, chosen.restore(_levelled(near, 1 / level), inverse))]
+    search = lambda start, loss, scale: optimize.least_squares(
+        residuals, start, x_scale="jac", max_nfev=100, loss=loss, f_scale=scale
+    )
+    # Far from the optimum all residuals are large, and the final scale is too flat to lead there;
+    # but one bad point may lead squares astray. So both ways are begun, and the best go on.
+    wide = 30 * HUBER
+    by_squares = [search(start, "linear", 1.0).x for start in starts] if near is None else []
+    ways = [*starts, *by_squares]
+    best = sorted((search(x, "huber", wide) for x in ways), key=lambda result: result.cost)
+    best = best[:_REFINED]
+    for scale in (5 * HUBER, HUBER):
+        best = [search(result.x, "huber", scale) for result in best]
+    return coefficients(min(best, key=lambda result: result.cost).x)
 
 
+_FAR = 1e3
+_REFINED = 3  # starts that go on to the final scale
 _LEVELS = ("a", "b", "c", "g")  # coefficients that are losses
-_SCALED = (*_LEVELS, "delta", "omega")  # those that depend on the axes' units, or on the loss's
 
 
 def _levelled(found: Coefficients, level: float) -> Coefficients:
@@ -215,17 +226,6 @@ def _levelled(found: Coefficients, level: float) -> Coefficients:
 
 def _vector(form: Form, names: list[str], values: Coefficients) -> list[float]:
     return [values[n] if n in form.signed else math.log(max(values[n], 1e-12)) for n in names]
-
-
-def _starts(form: Form, names: list[str], level: float, losses: np.ndarray) -> list[list[float]]:
-    """The grid of starts, losses over ``level``."""
-    size = float(losses.mean()) / level
-    grids = [[value * size if name in _LEVELS else value for value in form.starts[name]]
-             for name in names]  # fmt: skip
-    return [
-        _vector(form, names, dict(zip(names, point, strict=True)))
-        for point in itertools.product(*grids)
-    ]
 
 
 def _power_loss(data: Data, of: Coefficients) -> Any:
@@ -242,10 +242,7 @@ def _experts_loss(data: Data, of: Coefficients) -> Any:
     found = np.empty(len(data["num_experts"]))
     for experts in np.unique(data["num_experts"]):
         rows = data["num_experts"] == experts
-        try:
-            found[rows] = law.at(experts).loss(data["active_params"][rows], data["tokens"][rows])
-        except OverflowError:  # a step of the search too far
-            found[rows] = math.inf
+        found[rows] = law.at(experts).loss(data["active_params"][rows], data["tokens"][rows])
     return found
 
 
@@ -268,7 +265,7 @@ def _restore_experts(of: Coefficients, units: Mapping[str, float]) -> Coefficien
     }  # fmt: skip
 
 
-_FINE_STARTS = {"a": (0.2, 0.5), "alpha": (0.1, 0.4), "g": (0.05,), "gamma": (0.5, 1.0),
+_FINE_STARTS = {"a": (0.3,), "alpha": (0.1, 0.4), "g": (0.05,), "gamma": (0.5, 1.0),
                 "c": (0.3, 0.7)}  # fmt: skip
 
 FORMS: dict[str, Form] = {
@@ -283,7 +280,7 @@ FORMS: dict[str, Form] = {
     ),
     "granularity_tokens": Form(
         ("total_params", "granularity", "tokens"),
-        _FINE_STARTS | {"b": (0.1, 0.3), "beta": (0.1, 0.4)},
+        _FINE_STARTS | {"b": (0.2,), "beta": (0.1, 0.4)},
         (), _fine_loss, _restore_fine, ("granularity",),
     ),
     "experts": Form(
