@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 
 from moejax.analysis import multipliers, statistics
-from moejax.analysis.ablation_record import COSTS, Record, is_number, read_record
+from moejax.analysis.ablation_health import add_health
+from moejax.analysis.ablation_record import (
+    COSTS,
+    Record,
+    is_number,
+    mean_of,
+    metric_values,
+    read_record,
+)
+from moejax.analysis.ablation_scaling import variant_fits
 from moejax.analysis.ablation_text import format_analysis
 from moejax.analysis.statistics import BETTER, WORSE, Comparison, compare, mean_interval
 
@@ -42,8 +51,11 @@ def analyse(folder: str | pathlib.Path) -> dict[str, Any]:
             first two with ``_interval``, and ``_difference`` to the reference where both have them
         pooled: sd and df of the shared error variance, and who was left out of it, why
         multipliers: see ``multipliers.compare_ladders``
+        scaling: by axis along which five or more variants differ, see
+          ``ablation_scaling.variant_fits``
         claim_outcome, claim_text: whether the grid says what the claim says
-        bill: planned; spent, tuning, failed: dollars and device-hours; by_variant
+        bill: planned; spent, and of it calibration, tuning and failed: dollars and device-hours;
+          by_variant
 
     Raises:
       UserError: see ``read_record``.
@@ -52,10 +64,10 @@ def analyse(folder: str | pathlib.Path) -> dict[str, Any]:
     spec, names = record.spec, list(record.spec["variants"])
     reference, effect = spec["reference"], spec.get("smallest_effect") or None
     budget = _compared_budget(record)
-    values = _values(record, budget)
+    values = metric_values(record, budget)
     comparison = compare(values, reference, smallest_effect=effect)
     variants = {name: _variant(record, name, budget, comparison) for name in names}
-    _add_health(record, budget, variants)
+    add_health(record, budget, variants)
     outcome, why = _claim(spec, values, comparison)
     return {
         "name": spec["name"],
@@ -79,6 +91,7 @@ def analyse(folder: str | pathlib.Path) -> dict[str, Any]:
                                               device=record.device())
             for name in names if name != reference
         },
+        "scaling": variant_fits(record, budget),
         "claim_outcome": outcome,
         "claim_text": why,
         "bill": _bill(record),
@@ -120,19 +133,10 @@ def within_run_curves(folder: str | pathlib.Path, field: str = "") -> dict[str, 
     return curves
 
 
-def _values(record: Record, budget: float, field: str = "") -> dict[str, dict[int, float]]:
-    """Metric by seed, by variant."""
-    field = field or record.metric
-    return {
-        name: {seed: row[field] for seed, row in record.completed(name, budget, field).items()}
-        for name in record.spec["variants"]
-    }
-
-
 def _compared_budget(record: Record) -> float:
     """The largest budget at which some variant shares two seeds with the reference."""
     for budget in reversed(record.amounts):
-        found = _values(record, budget)
+        found = metric_values(record, budget)
         ours = found.pop(record.spec["reference"])
         if any(len(ours.keys() & theirs.keys()) > 1 for theirs in found.values()):
             return budget
@@ -165,7 +169,7 @@ def _point(record: Record, name: str, budget: float) -> dict[str, Any]:
     mean = sd = interval = None
     if values:
         mean, sd, interval = mean_interval(np.array(list(values.values())))
-    costs = {axis: _mean([row.get(field) for row in rows.values()])
+    costs = {axis: mean_of([row.get(field) for row in rows.values()])
              for axis, field in COSTS.items()}  # fmt: skip
     lost = [row for row in record.measured(name, budget) if row["seed"] not in rows]
     return {
@@ -178,12 +182,11 @@ def _failure(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"id": row["id"], "seed": row["seed"], "error": row.get("error") or "no finite metric"}
 
 
-def _mean(values: list[Any]) -> float | None:
-    """Mean of numbers; None where one is missing, so that no sum hides a gap."""
-    return float(np.mean(values)) if values and all(map(is_number, values)) else None
-
-
 def _learning_rate(record: Record, name: str) -> dict[str, Any]:
+    """As the plan decided it, else from the tuning cells that ended."""
+    decided = (record.plan.get("tuning") or {}).get(name)
+    if decided:
+        return dict(decided)
     tried: dict[float, list[float | None]] = {}
     chosen = None
     for row in record.rows:
@@ -195,7 +198,7 @@ def _learning_rate(record: Record, name: str) -> dict[str, Any]:
         good = row["status"] == "completed" and is_number(row.get(record.metric))
         tried.setdefault(row["learning_rate"], []).append(row[record.metric] if good else None)
     # A rate that fails for some seed is no candidate; its mean would hide that.
-    means = [[rate, _mean(found)] for rate, found in sorted(tried.items())]
+    means = [[rate, mean_of(found)] for rate, found in sorted(tried.items())]
     ends = {means[0][0], means[-1][0]} if len(means) > 1 else set()
     return {"chosen": chosen, "tried": means, "at_edge": chosen in ends}
 
@@ -227,76 +230,6 @@ def _ladder(record: Record, name: str) -> multipliers.Ladder:
     return points
 
 
-def _add_health(record: Record, budget: float, variants: dict[str, Any]) -> None:
-    """Router health at the compared budget, with intervals, and differences to the reference."""
-    reference = record.spec["reference"]
-    for name, entry in variants.items():
-        rows = record.completed(name, budget).values()
-        health = entry["health"]
-        health["dropped_share"] = _mean([row.get("dropped_share") for row in rows])
-        vio = [row["max_violation"] for row in rows if is_number(row.get("max_violation"))]
-        layers = [row["max_violation_by_layer"] for row in rows
-                  if row.get("max_violation_by_layer")]  # fmt: skip
-        mean, _, interval = mean_interval(np.array(vio)) if vio else (None, None, None)
-        health["max_violation"] = mean
-        health["max_violation_interval"] = interval and list(interval)
-        found = [mean_interval(layer) for layer in np.array(layers).T] if layers else None
-        health["max_violation_by_layer"] = found and [mean for mean, *_ in found]
-        health["max_violation_by_layer_interval"] = found and [
-            interval and list(interval) for *_, interval in found
-        ]
-    values = _values(record, budget, "max_violation")
-    _health_differences(values, reference, variants, "max_violation_difference")
-    by_layer = {
-        name: {
-            seed: row["max_violation_by_layer"]
-            for seed, row in record.completed(name, budget).items()
-            if row.get("max_violation_by_layer")
-        }
-        for name in record.spec["variants"]
-    }
-    _layer_differences(by_layer, reference, variants)
-
-
-def _health_differences(
-    values: dict[str, dict[int, float]], reference: str, variants: dict[str, Any], key: str,
-    alpha: float = statistics.ALPHA,
-) -> None:  # fmt: skip
-    """Differences of a measure of its own family, where the reference and another have it."""
-    values = {name: found for name, found in values.items() if found}
-    if reference not in values or len(values) < 2:
-        return
-    for name, found in compare(values, reference, alpha=alpha).differences.items():
-        entry = {name: value for name, value in _difference(found).items()
-                 if name in ("mean", "interval", "p", "p_holm", "verdict")}  # fmt: skip
-        variants[name]["health"][key] = entry
-
-
-def _layer_differences(
-    by_layer: dict[str, dict[int, list[float]]], reference: str, variants: dict[str, Any]
-) -> None:
-    """MaxVio by layer: Holm over the variants, Bonferroni over the layers.
-
-    Only variants with as many layers of experts as the reference.
-    """
-    depth = {len(layers) for layers in by_layer[reference].values()}
-    if len(depth) != 1:
-        return
-    depth = depth.pop()
-    key, found = "max_violation_by_layer_difference", []
-    same = {name: seeds for name, seeds in by_layer.items()
-            if seeds and all(len(layers) == depth for layers in seeds.values())}  # fmt: skip
-    for layer in range(depth):
-        values = {name: {seed: layers[layer] for seed, layers in seeds.items()}
-                  for name, seeds in same.items()}  # fmt: skip
-        boxes = {name: {"health": {}} for name in same}
-        _health_differences(values, reference, boxes, key, statistics.ALPHA / depth)
-        found.append(boxes)
-    for name in same:
-        if name != reference:
-            variants[name]["health"][key] = [boxes[name]["health"].get(key) for boxes in found]
-
-
 def _claim(
     spec: Mapping[str, Any], values: dict[str, dict[int, float]], comparison: Comparison
 ) -> tuple[str | None, str]:
@@ -313,7 +246,7 @@ def _claim(
         rivals = {name: found.verdict for name, found in verdicts.items()}
         undecided = [name for name, verdict in rivals.items() if verdict != WORSE]
     else:
-        others = compare(values, direction).differences
+        others = compare(values, direction, power=None).differences
         # The main table's verdict counts, so that table and outcome cannot contradict each other.
         rivals = {name: found.verdict for name, found in others.items() if name != reference}
         own = verdicts[direction].verdict
@@ -329,12 +262,17 @@ def _claim(
 
 
 def _bill(record: Record) -> dict[str, Any]:
-    """What was planned and what the cells' ledgers were charged, of it tuning and failures."""
+    """What was planned and what was charged: the cells' ledgers, and timing steps beforehand."""
     kinds = {name: [r for r in record.rows if r["variant"] == name]
              for name in record.spec["variants"]}  # fmt: skip
+    timed = [entry for entry in (record.plan.get("calibration") or {}).values()
+             if "dollars" in entry]  # fmt: skip
+    calibration = {name: sum((entry.get(name) or 0.0 for entry in timed), 0.0) for name in _CHARGED}
+    cells = _charged(record.rows)
     return {
         "planned": record.plan.get("planned"),
-        "spent": _charged(record.rows),
+        "spent": {name: cells[name] + calibration[name] for name in _CHARGED},
+        "calibration": calibration,
         "tuning": _charged([row for row in record.rows if row["kind"] == "tune"]),
         "failed": _charged([row for row in record.rows if row["status"] == "failed"]),
         "by_variant": {name: _charged(rows) for name, rows in kinds.items()},

@@ -11,6 +11,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from moejax.config import UserError
 
 ABLATION, PLAN, RESULTS = "ablation.json", "plan.json", "results.jsonl"
@@ -74,6 +76,20 @@ class Record:
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def mean_of(values: list[Any]) -> float | None:
+    """Mean of numbers; None where one is missing, so that no sum hides a gap."""
+    return float(np.mean(values)) if values and all(map(is_number, values)) else None
+
+
+def metric_values(record: Record, budget: float, field: str = "") -> dict[str, dict[int, float]]:
+    """Metric by seed, by variant."""
+    field = field or record.metric
+    return {
+        name: {seed: row[field] for seed, row in record.completed(name, budget, field).items()}
+        for name in record.spec["variants"]
+    }
 
 
 def read_record(folder: str | pathlib.Path) -> Record:

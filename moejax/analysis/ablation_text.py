@@ -18,7 +18,7 @@ def format_analysis(analysis: Mapping[str, Any]) -> str:
     parts = [
         _head(analysis), _table(analysis), _verdicts(analysis), _pooled(analysis),
         _tuning(analysis), _troubles(analysis), _health(analysis), _multipliers(analysis),
-        _claim(analysis), _bill(analysis),
+        _scaling(analysis), _claim(analysis), _bill(analysis),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part)
 
@@ -180,6 +180,23 @@ def _times(found: Mapping[str, Any]) -> str:
     return f"none ({found['why']})"
 
 
+def _scaling(analysis: Mapping[str, Any]) -> str:
+    lines = []
+    for axis, found in analysis["scaling"].items():
+        if "why" in found:
+            lines.append(f"no fit over {axis}: {found['why']}")
+            continue
+        of, errors = found["coefficients"], found["errors"]
+        beats = found["left_out_error"] < found["constant_error"]
+        lines.append(
+            f"over {axis}: L = {of['c']:.3g} + {of['a']:.3g} / x^{of['alpha']:.3g} (alpha "
+            f"± {errors['alpha']:.2g}); a variant left out is missed by "
+            f"{100 * found['left_out_error']:.2f} %, by the mean of the others "
+            f"{100 * found['constant_error']:.2f} %{'' if beats else ': not shown to follow it'}"
+        )
+    return "\n".join(lines)
+
+
 def _claim(analysis: Mapping[str, Any]) -> str:
     claim = analysis["claim"]
     if not claim:
@@ -197,6 +214,8 @@ def _bill(analysis: Mapping[str, Any]) -> str:
     if "dollars" in planned:
         rows.append(_charge("planned", planned))
     rows.append(_charge("spent", bill["spent"]))
+    if any(bill["calibration"].values()):
+        rows.append(_charge("  of it calibration", bill["calibration"]))
     rows.append(_charge("  of it tuning", bill["tuning"]))
     rows.append(_charge("  of it failed", bill["failed"]))
     rows += [_charge(f"  {name}", found) for name, found in bill["by_variant"].items()]

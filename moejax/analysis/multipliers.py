@@ -104,25 +104,35 @@ def fit_power_curve(
     finds the optimum, without starting values. A floor below zero is put at zero.
     """
     unit = float(np.exp(np.log(costs).mean()))
-
-    def at(exponent: float) -> tuple[float, float, float]:
-        powers = (costs / unit) ** -exponent
-        spread = powers - powers.mean()
-        scale = float(spread @ losses / (spread @ spread))
-        floor = float(losses.mean() - scale * powers.mean())
-        if floor < 0:
-            floor, scale = 0.0, float(powers @ losses / (powers @ powers))
-        return float(((floor + scale * powers - losses) ** 2).sum()), floor, scale
-
-    best = int(np.argmin([at(exponent)[0] for exponent in _EXPONENTS]))
+    at = lambda exponents: _linear_part(costs / unit, losses, np.atleast_1d(exponents))
+    best = int(np.argmin(at(_EXPONENTS)[0]))
     low, high = _EXPONENTS[max(best - 1, 0)], _EXPONENTS[min(best + 1, len(_EXPONENTS) - 1)]
     found = optimize.minimize_scalar(
-        lambda log: at(math.exp(log))[0], bounds=(math.log(low), math.log(high)), method="bounded",
-        options={"xatol": 1e-9},
+        lambda log: at(math.exp(log))[0][0], bounds=(math.log(low), math.log(high)),
+        method="bounded", options={"xatol": 1e-9},
     )  # fmt: skip
-    exponent = min(math.exp(found.x), float(_EXPONENTS[best]), key=lambda x: at(x)[0])
-    _, floor, scale = at(exponent)
-    return PowerCurve(floor, scale, exponent, unit) if scale > 0 else None
+    exponents = np.array([math.exp(found.x), _EXPONENTS[best]])
+    squares, floors, scales = at(exponents)
+    i = int(np.argmin(squares))
+    if scales[i] <= 0:
+        return None
+    return PowerCurve(float(floors[i]), float(scales[i]), float(exponents[i]), unit)
+
+
+def _linear_part(
+    costs: Float[np.ndarray, " n"],
+    losses: Float[np.ndarray, " n"],
+    exponents: Float[np.ndarray, " k"],
+) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+    """(sum of squares, floor, scale) at each exponent."""
+    powers = costs ** -exponents[:, None]
+    spread = powers - powers.mean(1, keepdims=True)
+    scales = spread @ losses / (spread**2).sum(1)
+    floors = losses.mean() - scales * powers.mean(1)
+    through_zero = powers @ losses / (powers**2).sum(1)
+    scales, floors = np.where(floors < 0, through_zero, scales), np.maximum(floors, 0.0)
+    residuals = floors[:, None] + scales[:, None] * powers - losses[None, :]
+    return (residuals**2).sum(1), floors, scales
 
 
 def fit_monotone_curve(
