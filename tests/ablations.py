@@ -16,7 +16,10 @@ def get_config():
     return {
         "name": "tiny",
         "base": base,
-        "variants": {"bias": {}, "aux": {"router": {"name": "softmax_topk", "balance_loss_weight": 0.01}}},
+        "variants": {
+            "bias": {},
+            "aux": {"router": {"name": "softmax_topk", "balance_loss_weight": 0.01}},
+        },
         "reference": "aux",
         "seeds": [0, 1],
         "budget": {"hold": "tokens", "amounts": [AMOUNT]},

@@ -2,7 +2,7 @@
 
 import pathlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from moejax.ablation.grid import Cell
 from moejax.ablation.record import RUNS, Folder
@@ -13,15 +13,22 @@ from moejax.training.checkpoints import Checkpointer
 SAMPLE_BYTES = 256 << 20
 
 
-def clean(folder: Folder, spec: AblationSpec, cells: Sequence[Cell], ended: set[str]) -> None:
+def clean(
+    folder: Folder, spec: AblationSpec, cells: Sequence[Cell], status: Mapping[str, str]
+) -> None:
     """Deletes what is not to be kept of cells that ended, once nothing branches off them any more.
 
     It may be called at any time, and again: what a kill left undone is done then.
+
+    Args:
+      folder, spec, cells: the ablation's.
+      status: how each cell ended, of those that did.
     """
-    waiting = {cell.trunk for cell in cells if cell.trunk and cell.id not in ended}
+    waiting = {cell.trunk for cell in cells if cell.trunk and cell.id not in status}
     for cell in cells:
-        if cell.id in ended - waiting:
-            _keep(folder.run(cell.id) / run_dir.CHECKPOINTS, _wanted(spec, cell))
+        if cell.id in status and cell.id not in waiting:
+            wanted = _wanted(spec, cell, status[cell.id] == "failed")
+            _keep(folder.run(cell.id) / run_dir.CHECKPOINTS, wanted)
 
 
 def remove_torn(folder: Folder) -> None:
@@ -30,12 +37,12 @@ def remove_torn(folder: Folder) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _wanted(spec: AblationSpec, cell: Cell) -> str:
+def _wanted(spec: AblationSpec, cell: Cell, failed: bool) -> str:
     """``all``, ``last``, ``small`` (the last, if small) or ``none``."""
     kept = spec.keep_checkpoints
     if kept == "sample":
         first = cell.kind in ("final", "trunk") and cell.seed == spec.seeds[0]
-        return "small" if first else "none"
+        return "small" if first or failed else "none"
     return {True: "all", False: "none", "last": "last"}[kept]
 
 

@@ -38,6 +38,7 @@ class State:
       rates: what a step takes, by variant.
       calibration: what was measured, by variant.
       cells: those known so far.
+      planned: totals of the cells known when the ablation began; see ``planned``.
       tuning: outcomes, by variant, once decided.
       rows: lines of ``results.jsonl`` by cell.
       running: cells that were begun and have not ended.
@@ -48,6 +49,7 @@ class State:
     rates: dict[str, Rates]
     calibration: dict[str, Any]
     cells: list[Cell]
+    planned: dict[str, Any]
     tuning: dict[str, Any] = dataclasses.field(default_factory=dict)
     rows: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     running: set[str] = dataclasses.field(default_factory=set)
@@ -59,7 +61,7 @@ class State:
             "rates": {name: dataclasses.asdict(rates) for name, rates in self.rates.items()},
             "calibration": self.calibration,
             "tuning": self.tuning,
-            "planned": planned(self.cells, self.rates),
+            "planned": self.planned,
         })  # fmt: skip
 
     def ready(self) -> list[Cell]:
@@ -92,7 +94,8 @@ class State:
             self.write_plan()
             self.settle()
             return
-        cleaning.clean(self.folder, self.spec, self.cells, set(self.rows))
+        status = {name: row["status"] for name, row in self.rows.items()}
+        cleaning.clean(self.folder, self.spec, self.cells, status)
 
     def _add(self, more: list[Cell]) -> None:
         last = max(i for i, cell in enumerate(self.cells) if cell.kind == "tune")
@@ -172,7 +175,7 @@ def ablate(
         record = _record(spec, setups, command)
         state = _state(folder, spec, setups, record)
         if dry_run:
-            say(text.format_plan(spec, state.cells, state.rates, planned(state.cells, state.rates)))
+            say(text.format_plan(spec, state.cells, state.rates, state.planned))
             return {**_outcome(state, "planned"), "analysis": None}
         with folder.held():
             status = _run(state, setups, record, parts, processes, bill_process, say)
@@ -196,7 +199,7 @@ def _run(
         if not (folder.path / PLAN).is_file():
             _calibrate(state, setups, say)
             state.write_plan()
-        say(text.format_plan(spec, state.cells, state.rates, planned(state.cells, state.rates)))
+        say(text.format_plan(spec, state.cells, state.rates, state.planned))
         state.rows = {row["id"]: row for row in folder.results()}
         runner = choose(folder, spec, parts, processes, bill_process)
         try:
@@ -278,7 +281,8 @@ def _state(
     rates = {name: grid.measure(setup, given.get(name)) for name, setup in setups.items()}
     if not (folder.path / PLAN).is_file():
         calibration = {name: {"seconds_per_step": value} for name, value in given.items()}
-        return State(folder, spec, rates, calibration, grid.make_cells(spec, rates))
+        cells = grid.make_cells(spec, rates)
+        return State(folder, spec, rates, calibration, cells, planned(cells, rates))
     plan = folder.read(PLAN)
     for name, now in rates.items():
         then = plan["rates"][name]
@@ -290,7 +294,9 @@ def _state(
             )
     rates = {name: Rates(**values) for name, values in plan["rates"].items()}
     cells = [Cell.from_dict(values) for values in plan["cells"]]
-    return State(folder, spec, rates, plan["calibration"], cells, plan["tuning"])
+    return State(
+        folder, spec, rates, plan["calibration"], cells, plan["planned"], plan["tuning"]
+    )  # fmt: skip
 
 
 def _begin(folder: Folder, record: dict[str, Any]) -> list[str]:
@@ -323,6 +329,7 @@ def _calibrate(state: State, setups: dict[str, prepare.Setup], say: Say) -> None
         state.rates[name] = grid.measure(setups[name], found["seconds_per_step"])
         say(f"{name}: {1e3 * found['seconds_per_step']:.4g} ms a step, measured")
     state.cells = grid.make_cells(spec, state.rates)
+    state.planned = planned(state.cells, state.rates)
 
 
 def _outcome(state: State, status: str) -> dict[str, Any]:
@@ -334,7 +341,7 @@ def _outcome(state: State, status: str) -> dict[str, Any]:
         "cells": len(state.cells),
         "ended": len(rows),
         "failures": [{"id": r["id"], "error": r["error"]} for r in rows if r["status"] == "failed"],
-        "planned": planned(state.cells, state.rates),
+        "planned": state.planned,
         "spent": text.spent(state.cells, state.rows, state.calibration),
         "tuning": state.tuning,
     }

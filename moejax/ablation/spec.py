@@ -127,8 +127,8 @@ class AblationSpec:
         nobody said.
       claim: None where there is none.
       keep_checkpoints: of ended cells. ``sample``: the last one of each variant's first seed at
-        the largest budget, up to 256 MiB each, for ``moejax inspect`` and the report; ``last``: the
-        last one of every cell; True: all of them; False: none.
+        the largest budget, for ``moejax inspect`` and the report, and of each failed cell, up to
+        256 MiB each; ``last``: the last one of every cell; True: all of them; False: none.
     """
 
     name: str

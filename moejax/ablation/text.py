@@ -61,7 +61,8 @@ def _tuning(spec: AblationSpec, cells: Sequence[Cell]) -> list[str]:
     return [
         f"learning rate of each variant from {factors} x its own, {len(spec.tuning.seeds)} "
         f"seed(s) of their own, {length} steps each, at most "
-        f"{text.percent(spec.tuning.max_share)} of what its runs take"
+        f"{text.percent(spec.tuning.max_share)} of what its runs take; a best at the edge may add "
+        "one factor, not in the plan below"
     ]
 
 

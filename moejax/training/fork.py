@@ -37,7 +37,7 @@ def fork_step(config: RunConfig) -> int:
     if optim.warmup_steps > start:
         raise ConfigError(
             "optim.warmup_steps", optim.warmup_steps,
-            f"a run of {train.steps} steps ends or decays before its warm-up is over; use fewer, "
+            f"a run of {train.steps} steps ends before its warm-up is over; use fewer, "
             "or a larger budget",
         )  # fmt: skip
     changes = train.mtp_weight != train.mtp_weight_final
