@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any, Protocol
 
-from moejax.ablation import grid
+from moejax.ablation import grid, upcycled
 from moejax.ablation.grid import Cell
 from moejax.ablation.record import ABLATION, PLAN, Folder
 from moejax.ablation.shares import Share
@@ -54,9 +54,12 @@ def execute(
     path = folder.run(cell.id)
     with folder.logged(cell.id):
         try:
-            if cell.from_step and not path.exists():
-                fork_run(folder.run(cell.trunk), path, cell.steps, cell.from_step)
-            config = grid.cell_config(spec, cell)
+            if cell.upcycled:
+                config = upcycled.begin(folder, spec, cell)
+            else:
+                if cell.from_step and not path.exists():
+                    fork_run(folder.run(cell.trunk), path, cell.steps, cell.from_step)
+                config = grid.cell_config(spec, cell)
             summary = train(config, str(path), bill_process=bill_process, programs=programs)
         except Interrupted:
             raise
