@@ -68,7 +68,7 @@ def get_config() -> ml_collections.ConfigDict:
             "train": {"steps": STEPS, "batch_size": 16, "seq_len": 128, "log_every": 10},
             "optim": {
                 "optimizer": "adamw",
-                "learning_rate": 8e-3,
+                "learning_rate": 1.6e-2,
                 "schedule": "wsd",
                 "warmup_steps": 20,
                 "decay_fraction": 0.4,

@@ -28,7 +28,7 @@ TILES = {
     "model.num_layers": 3,
     "model.embedding_multiplier": 11.0,
     "moe": {"num_experts": 8, "top_k": 2, "d_expert": 128, "num_shared_experts": 1},
-    "optim.learning_rate": 4e-3,
+    "optim.learning_rate": 8e-3,
 }
 
 

@@ -42,6 +42,8 @@ def get_config() -> dict[str, Any]:
             "numbers": "scratch ahead after 25 % of the dense run's budget",
         },
     )
-    # Of the variant's budget, this share trains its edits of the base first; then it is upcycled.
-    config["prepare"] = {"upcycled": {"edits": {"moe": None}, "share": 0.5}}
+    # The dense run stays at its learning rate: what decays comes after.
+    config["upcycle"] = {
+        "upcycled": {"edits": {"moe": None, "optim.decay_fraction": 0.0}, "share": 0.5}
+    }
     return config
