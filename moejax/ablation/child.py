@@ -1,4 +1,4 @@
-"""One cell of an ablation as a process: ``python -m moejax.ablation.child DIR CELL [CORES]``."""
+"""One cell of an ablation as a process: ``python -m moejax.ablation.child DIR CELL``."""
 
 import sys
 

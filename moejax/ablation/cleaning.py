@@ -8,7 +8,6 @@ from moejax.ablation.grid import Cell
 from moejax.ablation.record import RUNS, Folder
 from moejax.ablation.spec import AblationSpec
 from moejax.training import manifest, run_dir
-from moejax.training.checkpoints import Checkpointer
 
 SAMPLE_BYTES = 256 << 20
 
@@ -49,8 +48,8 @@ def _wanted(spec: AblationSpec, cell: Cell, failed: bool) -> str:
 def _keep(path: pathlib.Path, wanted: str) -> None:
     if wanted == "all" or not path.is_dir():
         return
-    with Checkpointer(path) as checkpoints:
-        steps = checkpoints.steps()
+    sealed = [entry for entry in path.iterdir() if (entry / manifest.NAME).is_file()]
+    steps = sorted(int(entry.name) for entry in sealed if entry.name.isdigit())
     last = steps[-1] if steps and wanted != "none" else None
     if last is not None and wanted == "small":
         size = sum(file.stat().st_size for file in (path / str(last)).rglob("*") if file.is_file())

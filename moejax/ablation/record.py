@@ -199,6 +199,8 @@ def result(folder: Folder, cell: Cell, error: str | None) -> dict[str, Any]:
     shared = _shared(folder, cell)
     total = {name: done[name] + shared[name] for name in done}
     device_seconds = total["train_seconds"] * charged["devices"]
+    if error is None and None in (summary.get("val_loss"), summary.get("loss")):
+        error = "its loss is not a finite number"
     complete = error is None
     losses = {n: summary.get(n) if complete else None
               for n in ("val_loss", "val_bits_per_byte", "loss")}  # fmt: skip
@@ -281,12 +283,18 @@ def _health(path: pathlib.Path, steps: int) -> dict[str, Any]:
     """Balance and drops, the mean over the last tenth of the steps; None of a dense model."""
     names = ("max_violation", "max_violation_by_layer", "dropped_share")
     try:
-        rows = [row for row in read_metrics(path) if "router/max_violation" in row]
+        rows = [row for row in read_metrics(path) if _has_health(row, names)]
     except UserError:
         rows = []
     late = [row for row in rows if row["step"] > (1 - LAST_SHARE) * steps] or rows[-1:]
     mean = lambda name: np.mean([row[f"router/{name}"] for row in late], axis=0).tolist()
     return {name: mean(name) if late else None for name in names}
+
+
+def _has_health(row: Mapping[str, Any], names: Sequence[str]) -> bool:
+    """Whether a line of the metrics has the routers' measures, all of them finite."""
+    values = [row.get(f"router/{name}") for name in names]
+    return None not in values and None not in values[1]
 
 
 def totals(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:

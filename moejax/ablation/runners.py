@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from moejax.ablation import grid, upcycled
 from moejax.ablation.grid import Cell
 from moejax.ablation.record import ABLATION, PLAN, Folder
-from moejax.ablation.shares import Share
+from moejax.ablation.shares import Share, within
 from moejax.ablation.spec import AblationSpec, from_dict
 from moejax.config import UserError
 from moejax.training.fork import fork_run
@@ -26,6 +26,7 @@ from moejax.training.train import train
 
 STOP_SECONDS = 120.0  # for a child to end its step and save
 POLL_SECONDS = 0.05
+PARENT = "MOEJAX_ABLATION_PROCESS"  # environment variable: who waits for a child
 INTERRUPTED = 3  # exit status of a child that was asked to stop
 
 
@@ -58,7 +59,7 @@ def execute(
                 config = upcycled.begin(folder, spec, cell)
             else:
                 if cell.from_step and not path.exists():
-                    fork_run(folder.run(cell.trunk), path, cell.steps, cell.from_step)
+                    _fork(folder, cell)
                 config = grid.cell_config(spec, cell)
             summary = train(config, str(path), bill_process=bill_process, programs=programs)
         except Interrupted:
@@ -73,6 +74,14 @@ def execute(
     if status == "interrupted":
         raise Interrupted("asked to stop")
     return None if status == "completed" else f"ended with status {status!r}"
+
+
+def _fork(folder: Folder, cell: Cell) -> None:
+    """Makes a branch's run directory from its trunk's checkpoint."""
+    try:
+        fork_run(folder.run(cell.trunk), folder.run(cell.id), cell.steps, cell.from_step)
+    except UserError as error:
+        raise RunFailed(f"it cannot leave its trunk {cell.trunk}, which failed: {error}") from None
 
 
 class Runner(Protocol):
@@ -150,13 +159,13 @@ class Children:
     def start(self, cell: Cell) -> None:
         share = self._free.pop(0)
         command = [sys.executable, "-m", "moejax.ablation.child", str(self._folder.path), cell.id]
-        pinned = ",".join(map(str, share.cores or ()))
-        with open(self._folder.log(cell.id), "a") as log:
+        # A child inherits the share, whose cores bind all of its threads from the first.
+        with open(self._folder.log(cell.id), "a") as log, within(share):
             # A session of its own: Ctrl-C asks this process, which asks the children in turn.
             process = subprocess.Popen(
-                [*command, pinned], stdout=subprocess.PIPE, stderr=log, start_new_session=True,
+                command, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
                 pass_fds=[self._folder.lock_file.fileno()],
-                env={**os.environ, **share.environment(), "MOEJAX_PARENT": str(os.getpid())},
+                env={**os.environ, PARENT: str(os.getpid())},
             )  # fmt: skip
         self._running[cell.id] = (cell, share, process)
 
@@ -205,11 +214,9 @@ def _child_error(process: subprocess.Popen) -> str | None:
     return f"its process ended with status {code}; its log says why"
 
 
-def child(workdir: str, cell_id: str, cores: str = "") -> int:
+def child(workdir: str, cell_id: str) -> int:
     """What a child process does: one cell of the ablation in ``workdir``."""
-    if cores:
-        Share(cores=tuple(map(int, cores.split(",")))).pin()
-    _end_with_parent(int(os.environ["MOEJAX_PARENT"]))
+    _end_with_parent(int(os.environ[PARENT]))
     folder = Folder(workdir)
     spec = from_dict(folder.read(ABLATION)["spec"])
     cells = map(Cell.from_dict, folder.read(PLAN)["cells"])

@@ -20,10 +20,20 @@ from moejax.config import UserError
 from moejax.cost.bill import summarize
 from moejax.training import restore
 from moejax.training.loop import Interrupted
+from moejax.training.programs import ProgramCache
 from moejax.training.train import train
 
 # A rate that no model survives; all else is the variant ``bias``, whose programs it shares.
 DIVERGES = "--config.variants.diverges={'optim.learning_rate': 1e30}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    """The ablations of this file share their compiled programs."""
+    with pytest.MonkeyPatch.context() as patch:
+        shared = ProgramCache()
+        patch.setattr("moejax.ablation.runners.ProgramCache", lambda: shared)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +66,7 @@ def test_a_failed_cell_is_recorded_and_the_rest_goes_on(whole):
     assert rows["bias-seed1"]["steps"] == rows["aux-seed1"]["steps"] == 6
     analysis = json.loads((whole / "analysis.json").read_text())
     assert [cell["id"] for cell in analysis["failed"]] == ["diverges-seed0", "diverges-seed1"]
-    assert analysis["variants"]["bias"]["difference"]["n"] == 2
+    assert analysis["variants"]["bias"]["difference"]["pairs"] == 2
 
 
 def test_the_folder_holds_what_it_was_and_what_it_cost(config, whole):
@@ -294,7 +304,7 @@ def test_a_branch_equals_the_run_from_scratch(config, tmp_path):
 @pytest.mark.slow
 def test_a_budget_of_seconds_is_measured_once(config, tmp_path):
     """The folder keeps its step counts; another that is given them has the same ones."""
-    flags = ["--config.budget.hold=device_seconds", "--config.budget.amounts=[2.0]"]
+    flags = ["--config.budget.hold=device_seconds", "--config.budget.amounts=[1.0]"]
     workdir = tmp_path / "ablation"
     assert ablate(config, workdir, *flags) == 0
     plan = json.loads((workdir / "plan.json").read_text())
@@ -302,12 +312,12 @@ def test_a_budget_of_seconds_is_measured_once(config, tmp_path):
     steps = {cell["variant"]: cell["steps"] for cell in plan["cells"]}
     for name, measured in plan["calibration"].items():
         took = measured["seconds_per_step"] * measured["devices"]
-        assert steps[name] == round(2.0 / took) and measured["dollars"] > 0
+        assert steps[name] == round(1.0 / took) and measured["dollars"] > 0
     assert ablate(config, workdir, *flags) == 0
     assert json.loads((workdir / "plan.json").read_text()) == plan
     found = spec.load(
         str(config),
-        ["budget.hold=device_seconds", "budget.amounts=[2.0]",
+        ["budget.hold=device_seconds", "budget.amounts=[1.0]",
          f"budget.seconds_per_step={workdir}"],
     )  # fmt: skip
     again = run.ablate(found, str(tmp_path / "again"), say=print)
