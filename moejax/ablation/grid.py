@@ -80,14 +80,15 @@ class Cell:
       seed: of the run.
       budget: amount that it may take, in the unit held equal.
       kind: ``tune``; ``final``, of a single budget; ``trunk``, of the largest of a ladder;
-        ``branch``, of a smaller one, which begins at the trunk's checkpoint.
+        ``branch``, of a smaller one, which begins at the trunk's checkpoint; ``dense``, what an
+        upcycled variant begins with.
       learning_rate: None until the tuning has found it.
       steps: optimizer steps.
       tokens, flops: of all its steps, a trunk's shared part included.
       planned: the bill of the steps that it does itself; see ``Rates.bill``.
       factor: of a tuning run, over the variant's own learning rate.
-      from_step: of a branch: where it begins.
-      trunk: of a branch: the cell that it begins from.
+      from_step: of a branch: where it begins; of an upcycled run: steps of the dense one.
+      trunk: of a branch or an upcycled run: the cell that it begins from.
       at_steps: of a trunk: where its branches begin.
     """
 
@@ -105,6 +106,11 @@ class Cell:
     from_step: int = 0
     trunk: str | None = None
     at_steps: tuple[int, ...] = ()
+
+    @property
+    def upcycled(self) -> bool:
+        """Whether it goes on from a dense run, made into an MoE model."""
+        return self.kind == "final" and self.trunk is not None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; ``Cell.from_dict`` reads it."""
@@ -201,7 +207,11 @@ def make_cells(spec: AblationSpec, rates: Mapping[str, Rates]) -> list[Cell]:
       ConfigError: budgets that cannot be equal, a ladder that runs cannot share, a tuning that
         costs more than its share.
     """
-    final = {name: _finals(spec, name, rates[name]) for name in spec.variants}
+    final = {
+        name: _upcycled(spec, name, rates) if spec.upcycled(name)
+        else _finals(spec, name, rates[name])
+        for name in spec.variants
+    }  # fmt: skip
     tuning = [cell for name in spec.variants for cell in _tuning(spec, name, rates[name], final)]
     by_seed = [c for seed in spec.seeds for cells in final.values() for c in cells
                if c.seed == seed]  # fmt: skip
@@ -242,6 +252,39 @@ def _finals(spec: AblationSpec, variant: str, rates: Rates) -> list[Cell]:
         cells.append(cell(largest, trunk, "trunk" if starts else "final", at_steps=at))
         for amount, start in starts.items():
             cells.append(cell(amount, f"{name}-{amount:g}", "branch", start, trunk=trunk))
+    return cells
+
+
+def dense_name(variant: str) -> str:
+    """What the dense run of an upcycled variant is called among the rates."""
+    return f"{variant}:dense"
+
+
+def _upcycled(spec: AblationSpec, variant: str, rates: Mapping[str, Rates]) -> list[Cell]:
+    """An upcycled variant's cells: for every seed the dense run, and what goes on from it.
+
+    Both come to the budget together; what goes on counts all that led to it.
+    """
+    hold, (amount,) = spec.budget.hold, spec.budget.amounts
+    dense, own = rates[dense_name(variant)], rates[variant]
+    where = f"upcycle.{variant}.share"
+    share = spec.upcycled(variant).share
+    before = equal_steps(dense_name(variant), where, share * amount, hold, dense)
+    spent = before * dense.of(hold)
+    steps = equal_steps(variant, where, amount - spent, hold, own)
+    cells = []
+    for seed in spec.seeds:
+        name = f"{variant}-seed{seed}"
+        begins = Cell(
+            f"{name}-dense", variant, seed, spent, "dense", spec.dense_config(variant).optim
+            .learning_rate, before, before * dense.tokens, before * dense.flops, dense.bill(before),
+        )  # fmt: skip
+        goes_on = Cell(
+            name, variant, seed, amount, "final", own_learning_rate(spec, variant), steps,
+            begins.tokens + steps * own.tokens, begins.flops + steps * own.flops, own.bill(steps),
+            from_step=before, trunk=begins.id,
+        )  # fmt: skip
+        cells += [begins, goes_on]
     return cells
 
 
@@ -312,6 +355,9 @@ def tuning_cell(
 def cell_config(spec: AblationSpec, cell: Cell) -> RunConfig:
     """The run of a cell whose learning rate is known."""
     values = edited(spec.base, spec.variants[cell.variant])
+    if cell.kind == "dense":
+        edits = {**spec.variants[cell.variant], **spec.upcycled(cell.variant).edits}
+        values = edited(spec.base, edits)
     settings = {
         "seed": cell.seed, "stage": "ablation", "train.steps": cell.steps, "cost.final": False,
         "optim.learning_rate": cell.learning_rate, "checkpoint.at_steps": list(cell.at_steps),

@@ -193,10 +193,7 @@ def result(folder: Folder, cell: Cell, error: str | None) -> dict[str, Any]:
       error: why it failed; None for one that is complete.
     """
     path = folder.run(cell.id)
-    try:
-        summary = json.loads((path / run_dir.SUMMARY).read_text())
-    except (OSError, ValueError):
-        summary = {}
+    summary = _summary(path)
     charged = _charged(path)
     done = _own_work(path)
     shared = _shared(folder, cell)
@@ -208,6 +205,9 @@ def result(folder: Folder, cell: Cell, error: str | None) -> dict[str, Any]:
     losses = {n: summary.get(n) if complete else None
               for n in ("val_loss", "val_bits_per_byte", "loss")}  # fmt: skip
     seconds = total["train_seconds"]
+    tokens = summary.get("tokens", 0)
+    if cell.upcycled:  # a branch's summary has its trunk's tokens already
+        tokens += _summary(folder.run(cell.trunk)).get("tokens", 0)
     return {
         "id": cell.id,
         "variant": cell.variant,
@@ -219,7 +219,7 @@ def result(folder: Folder, cell: Cell, error: str | None) -> dict[str, Any]:
         "status": "completed" if complete else "failed",
         "error": error,
         "steps": summary.get("step", 0),
-        "tokens": summary.get("tokens", 0),
+        "tokens": tokens,
         "model_flops": total["model_flops"],
         "train_seconds": seconds,
         "device_seconds": device_seconds,
@@ -228,9 +228,17 @@ def result(folder: Folder, cell: Cell, error: str | None) -> dict[str, Any]:
         "devices": charged["devices"],
         **losses,
         **_health(path, summary.get("step", 0)),
-        "tokens_per_second": summary.get("tokens", 0) / seconds if seconds else None,
+        "tokens_per_second": tokens / seconds if seconds else None,
         "charged": {name: charged[name] for name in CHARGED},
     }  # fmt: skip
+
+
+def _summary(path: pathlib.Path) -> dict[str, Any]:
+    """A run's summary; empty where it has none."""
+    try:
+        return json.loads((path / run_dir.SUMMARY).read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def _charged(path: pathlib.Path) -> dict[str, Any]:
@@ -266,10 +274,7 @@ def _shared(folder: Folder, cell: Cell) -> dict[str, float]:
         return nothing
     path = folder.run(cell.trunk)
     work = _own_work(path)
-    try:
-        steps = json.loads((path / run_dir.SUMMARY).read_text())["step"]
-    except (OSError, ValueError, KeyError):
-        return nothing
+    steps = _summary(path).get("step", 0)
     share = min(cell.from_step / steps, 1.0) if steps else 0.0
     return {name: share * value for name, value in work.items()}
 

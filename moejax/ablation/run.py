@@ -241,6 +241,8 @@ def _prepare(spec: AblationSpec) -> dict[str, prepare.Setup]:
     for name in spec.variants:
         try:
             setups[name] = prepare.prepare(spec.run_config(name))
+            if spec.upcycled(name):
+                setups[grid.dense_name(name)] = prepare.prepare(spec.dense_config(name))
         except UserError as error:
             raise UserError(f"variants.{name}: {error}") from None
     return setups

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any, Protocol
 
-from moejax.ablation import calibrate, grid
+from moejax.ablation import calibrate, grid, upcycled
 from moejax.ablation.grid import Cell
 from moejax.ablation.record import ABLATION, PLAN, Folder
 from moejax.ablation.shares import Share, within
@@ -56,9 +56,12 @@ def execute(
     path = folder.run(cell.id)
     with folder.logged(cell.id):
         try:
-            if cell.from_step and not path.exists():
-                _fork(folder, cell)
-            config = grid.cell_config(spec, cell)
+            if cell.upcycled:
+                config = upcycled.begin(folder, spec, cell)
+            else:
+                if cell.from_step and not path.exists():
+                    _fork(folder, cell)
+                config = grid.cell_config(spec, cell)
             summary = train(config, str(path), bill_process=bill_process, programs=programs)
         except Interrupted:
             raise

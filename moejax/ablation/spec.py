@@ -13,6 +13,7 @@ import ml_collections
 
 from moejax import config as mechanism
 from moejax.config import ConfigError, UserError, build, check, nearest
+from moejax.interop.upcycle import UpcycleOptions, upcycled_config
 from moejax.training import run_config
 from moejax.training.run_config import RunConfig
 
@@ -93,6 +94,27 @@ class TuningSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class UpcycleSpec:
+    """How a variant begins as a dense model (an entry of ``upcycle``); its budget pays for that.
+
+    Attributes:
+      edits: of the variant, that make the dense run; ``"moe": None`` among them.
+      share: of the variant's budget that the dense run gets.
+      router_std, noise: see ``moejax.interop.upcycle.UpcycleOptions``.
+    """
+
+    edits: Any
+    share: float
+    router_std: float = 0.0
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        check(isinstance(self.edits, Mapping), "upcycle.edits", self.edits, "must be fields and "
+              "their values")  # fmt: skip
+        check(0 < self.share < 1, "upcycle.share", self.share, "must be above 0 and below 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class ClaimSpec:
     """A published claim that the ablation tests (block ``claim``).
 
@@ -126,6 +148,8 @@ class AblationSpec:
       smallest_effect: a difference below it does not matter, in the metric's unit; None where
         nobody said.
       claim: None where there is none.
+      upcycle: of variants that are upcycled, how (``UpcycleSpec``): a dense run comes first, of
+        which each seed has its own.
       keep_checkpoints: of ended cells. ``sample``: the last one of each variant's first seed at
         the largest budget, for ``moejax inspect`` and the report, and of each failed cell, up to
         256 MiB each; ``last``: the last one of every cell; True: all of them; False: none.
@@ -141,6 +165,7 @@ class AblationSpec:
     metric: Literal["val_bits_per_byte", "val_loss", "loss"] = "val_bits_per_byte"
     smallest_effect: float | None = None
     claim: ClaimSpec | None = None
+    upcycle: Any = None
     keep_checkpoints: Any = "sample"
 
     def __post_init__(self) -> None:
@@ -180,6 +205,18 @@ class AblationSpec:
         self.run_config(None)
         for name in self.variants:
             self.run_config(name)
+        _check_upcycle(self)
+
+    def upcycled(self, variant: str) -> UpcycleSpec | None:
+        """How a variant is upcycled; None where it is not."""
+        values = (self.upcycle or {}).get(variant)
+        return None if values is None else build(UpcycleSpec, values, f"upcycle.{variant}")
+
+    def dense_config(self, variant: str) -> RunConfig:
+        """The dense run that an upcycled variant begins with, before seed and steps are set."""
+        edits = {**self.variants[variant], **self.upcycled(variant).edits}
+        dense = dataclasses.replace(self, variants={**self.variants, variant: edits}, upcycle=None)
+        return dense.run_config(variant)
 
     def run_config(self, variant: str | None) -> RunConfig:
         """A variant's run, as it stands before the grid sets seed and steps; None: the base's.
@@ -322,6 +359,34 @@ def _check_seconds(given: Any, variants: Mapping[str, Any]) -> None:
     for value in given.values():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         check(number and 0 < value < math.inf, field, value, "must be seconds above zero")
+
+
+def _check_upcycle(spec: AblationSpec) -> None:
+    given = spec.upcycle or {}
+    check(isinstance(given, Mapping), "upcycle", given, "must be variants and how they are made")
+    for variant in given:
+        where = f"upcycle.{variant}"
+        check(variant in spec.variants, where, variant, f"is not a variant; "
+              f"{nearest(variant, spec.variants)}")  # fmt: skip
+        check(
+            len(spec.budget.amounts) == 1, "budget.amounts", spec.budget.amounts,
+            f"cannot be a ladder, since {variant!r} is upcycled at one point; give one amount",
+        )  # fmt: skip
+        check(
+            not spec.budget.by_time, "budget.hold", spec.budget.hold,
+            f"is not possible, since {variant!r} is upcycled; use 'flops' or 'tokens'",
+        )  # fmt: skip
+        check(spec.tuning is None, "tuning", "...", f"is not possible, since {variant!r} is "
+              "upcycled; leave it out, and set learning rates in the variants")  # fmt: skip
+        dense, wanted = spec.dense_config(variant).model, spec.run_config(variant).model
+        check(not dense.layers("moe"), f"{where}.edits", spec.upcycled(variant).edits,
+              'leave MoE layers; add "moe": None')  # fmt: skip
+        check(wanted.moe is not None, f"variants.{variant}.moe", None, "is upcycled; give it MoE "
+              "layers")  # fmt: skip
+        try:
+            upcycled_config(dense, UpcycleOptions(wanted.moe, wanted.first_k_dense))
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error.field}", error.value, error.remedy) from None
 
 
 def _recorded_seconds(folder: str) -> dict[str, float]:

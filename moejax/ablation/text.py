@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moejax.ablation.grid import UNITS, Cell, Rates
+from moejax.ablation.grid import UNITS, Cell, Rates, dense_name
 from moejax.ablation.spec import AblationSpec
 from moejax.analysis.ablation import format_analysis
 from moejax.cost import text
 
 LINES = {
     "tune": "tuning", "final": "runs", "trunk": "trunks", "branch": "decay branches",
-    "calibration": "measuring a step", "failed": "failed",
+    "dense": "dense runs to upcycle", "calibration": "measuring a step", "failed": "failed",
 }  # fmt: skip
 
 
@@ -41,7 +41,8 @@ def _variants(
         ("variant", "parameters", "active", "FLOP/token", "tokens/step", "s/step", "steps")
     ]
     for name, rate in rates.items():
-        first = [c for c in cells if c.variant == name and c.seed == spec.seeds[0]]
+        first = [c for c in cells if c.seed == spec.seeds[0] and name == (
+            dense_name(c.variant) if c.kind == "dense" else c.variant)]  # fmt: skip
         steps = sorted({cell.steps for cell in first if cell.kind != "tune"})
         rows.append((
             name, text.parameters(rate.model["total"]), text.parameters(rate.model["active"]),
