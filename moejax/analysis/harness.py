@@ -3,6 +3,7 @@ for."""
 
 import contextlib
 import difflib
+import functools
 import logging
 import pathlib
 import sys
@@ -34,14 +35,13 @@ def load_tasks(names: Sequence[str]) -> dict[str, Any]:
     """
     try:
         import lm_eval
-        from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise UserError(
             f"--lm-eval: needs lm-evaluation-harness ({error}); install the extra: "
             "pip install 'moejax[eval]'"
         ) from None
     with _quiet(), _no_warnings():
-        manager = TaskManager()
+        manager = _manager()
         for name in names:
             _check_name(name, manager.all_tasks, lm_eval.__version__)
         loaded = {"tasks": {}, "groups": {}, "group_map": {}}
@@ -58,6 +58,14 @@ def load_tasks(names: Sequence[str]) -> dict[str, Any]:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=FEW_SHOT_SEED)
     return loaded
+
+
+@functools.cache
+def _manager() -> Any:
+    """The harness's index of its tasks, which are thousands of files."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 def _check_name(name: str, known: Sequence[str], version: str) -> None:
