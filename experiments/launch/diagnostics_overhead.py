@@ -3,18 +3,17 @@
     python experiments/launch/diagnostics_overhead.py --config=FILE [--rounds=N]
         [--config.FIELD=VALUE ...]
 
-One state is trained by two programs in turns, ``train.log_every`` steps each. One is the training
-loop's own: it returns the routers' sums and state, which are fetched, turned into what is logged
-and written at the end of its steps. The other returns neither, so XLA leaves out what only they
-need, and nothing is logged of routers. Both write the rest. The order within a round alternates.
-Validation is timed in the same way, batch by batch.
+One state is trained by two programs in turns, step by step, the order swapped each time. One is the
+training loop's own: it returns the routers' sums and state. The other returns neither, so XLA
+leaves out what only they need. After every ``train.log_every`` steps of each, their metrics are
+fetched and written as in the loop, with the routers' and without. Validation is timed in the same
+way, batch by batch.
 
-Prints one JSON object: rounds and steps of each, and of a step and of a validation batch the
-median seconds ``with`` and ``without`` and the overhead, the median over rounds of the difference
-over the time without, with a bootstrap interval of 95 % over rounds. ``wall`` is by the clock,
+Prints one JSON object: of a step (its share of the logging included) and of a validation batch the
+median seconds ``with`` and ``without`` and the overhead, the median over pairs of the difference
+over the time without, with a bootstrap interval of 95 % over pairs. ``wall`` is by the clock,
 ``cpu`` by the processor time of all threads, which on a machine that others use as well is the one
-to go by; on an accelerator it says nothing. ``host_ms_per_logged_step`` is what the host does for a
-logged step. The first round, which compiles, is not counted.
+to go by; on an accelerator it says nothing. The first steps, which compile, are not counted.
 """
 
 import argparse
@@ -69,14 +68,19 @@ def batches_of(setup: prepare.Setup, parts: int, count: int) -> list[Batch]:
     return found
 
 
-def log(writer: MetricWriter, number: int, metrics: Any) -> float:
-    """What the loop does of a logged step; returns the seconds that routers took of it."""
+def log(writer: MetricWriter, number: int, metrics: Any) -> None:
+    """What the loop does of a logged step."""
     fetched = jax.device_get(metrics)
-    begun = time.perf_counter()
     health = router_health(fetched.router_stats, fetched.router_state)
     values = {f"router/{name}": value for name, value in health.items()}
     writer.write(number, {"loss": float(fetched.loss), **values})
-    return time.perf_counter() - begun
+
+
+def validate(program: Callable, state: Any, batch: Batch) -> None:
+    """What the loop does of a validation batch, and of the whole validation at its end."""
+    seen = jax.device_get(program(state, batch))
+    loads = [stack_layers(seen.router_stats)["load"]] if seen.router_stats else []
+    held_out_health(seen.router_stats, loads)
 
 
 def measure(setup: prepare.Setup, rounds: int, folder: str) -> dict[str, Any]:
@@ -85,35 +89,35 @@ def measure(setup: prepare.Setup, rounds: int, folder: str) -> dict[str, Any]:
     init, _ = make_init(setup.config.model, setup.optimizer, setup.mesh)
     trains, evaluates = programs(setup)
     batches = batches_of(setup, train.micro_batches, 8)
-    state, host, number = init(jax.random.key(0)), [], 0
-    times = {name: {kind: [] for kind in KINDS} for name in ("step", "validation_batch")}
+    parts = [jax.tree.map(lambda leaf: leaf[:1], batch) for batch in batches]
+    state, number = init(jax.random.key(0)), 0
+    names = ("step", "log", "validation_batch")
+    times = {name: {kind: [] for kind in KINDS} for name in names}
+    metrics = {}
     with MetricWriter(folder) as writer:
         for turn in range(rounds + 1):
-            order = KINDS if turn % 2 else KINDS[::-1]
-            for kind in order:
-                begun = clocks()
-                for _ in range(train.log_every):
-                    state, metrics = trains[kind](state, batches[number % len(batches)])
+            for pair in range(train.log_every):
+                for kind in KINDS if pair % 2 else KINDS[::-1]:
+                    begun = clocks()
+                    state, metrics[kind] = trains[kind](state, batches[number % len(batches)])
+                    jax.device_get(metrics[kind].loss)  # the loop reads it at every step
+                    times["step"][kind].append(clocks() - begun)
                     number += 1
-                    jax.device_get(metrics.loss)  # the loop reads it at every step
-                seconds = log(writer, number, metrics)
-                times["step"][kind].append((clocks() - begun) / train.log_every)
-                if kind == "with":
-                    host.append(seconds)
-            for kind in order:
-                part = jax.tree.map(lambda leaf: leaf[:1], batches[turn % len(batches)])
+            for kind in KINDS if turn % 2 else KINDS[::-1]:
                 begun = clocks()
-                seen = jax.device_get(evaluates[kind](state, part))
-                loads = [stack_layers(seen.router_stats)["load"]] if kind == "with" else []
-                held_out_health(seen.router_stats, loads)
+                log(writer, number, metrics[kind])
+                times["log"][kind].append(clocks() - begun)
+                begun = clocks()
+                validate(evaluates[kind], state, parts[turn % len(parts)])
                 times["validation_batch"][kind].append(clocks() - begun)
             print(f"round {turn} of {rounds}", file=sys.stderr)
+    logs = {kind: np.median(found[1:], axis=0) / train.log_every for kind, found in
+            times["log"].items()}  # fmt: skip
     return {
-        "rounds": rounds,
-        "steps_of_each": rounds * train.log_every,
         "log_every": train.log_every,
-        **{name: compare(found) for name, found in times.items()},
-        "host_ms_per_logged_step": 1e3 * float(np.median(host[1:])),
+        "step": compare(times["step"], logs, first=train.log_every),
+        "validation_batch": compare(times["validation_batch"], dict.fromkeys(KINDS, 0.0), first=1),
+        "log_ms": {kind: (1e3 * train.log_every * logs[kind]).tolist() for kind in KINDS},
     }
 
 
@@ -122,11 +126,14 @@ def clocks() -> np.ndarray:
     return np.array([time.perf_counter(), time.process_time()])
 
 
-def compare(times: dict[str, list[np.ndarray]]) -> dict[str, Any]:
-    """Medians of both and the overhead, paired by round, the first left out."""
-    found = {}
+def compare(times: dict[str, list[np.ndarray]], more: dict[str, Any], first: int) -> dict[str, Any]:
+    """Medians of both, ``more`` added, and the overhead, from the ``first`` pair on."""
+    found: dict[str, Any] = {"pairs": len(times["with"]) - first}
     for clock, name in enumerate(("wall", "cpu")):
-        own, bare = (np.array(times[kind])[1:, clock] for kind in KINDS)
+        own, bare = (
+            np.array(times[kind])[first:, clock] + np.broadcast_to(more[kind], 2)[clock]
+            for kind in KINDS
+        )
         overhead = own / bare - 1
         drawn = np.random.default_rng(0).integers(0, len(overhead), (10_000, len(overhead)))
         low, high = np.quantile(np.median(overhead[drawn], axis=1), [0.025, 0.975])
@@ -143,7 +150,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
     """Measures as the flags say; returns what is printed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, metavar="FILE")
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=20, help="of train.log_every pairs")
     options = parser.parse_args([a for a in arguments if not a.startswith("--config.")])
     overrides = [a.removeprefix("--config.") for a in arguments if a.startswith("--config.")]
     setup = prepare.prepare(run_config.load(options.config, overrides))
