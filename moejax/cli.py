@@ -86,6 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--output", metavar="DIR", help="folder for inspect.json and the figures; "
                          "inspect in the run's folder if left out")  # fmt: skip
     _format(inspect)
+    _evaluate_flags(command("evaluate", _evaluate, "what a trained model makes of held-out text by "
+                            "domain, and of lm-evaluation-harness's tasks"))  # fmt: skip
     _hugging_face_flags(command)
     summary = "a run of an MoE model from a dense run, with the same outputs at first"
     _upcycle_flags(command("upcycle", _upcycle, summary, config=False))
@@ -101,6 +103,19 @@ def _ablate_flags(ablate: argparse.ArgumentParser) -> None:
                         "a process on its share of the machine; one after another in this one if "
                         "left out")  # fmt: skip
     _format(ablate)
+
+
+def _evaluate_flags(evaluate: argparse.ArgumentParser) -> None:
+    evaluate.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
+    evaluate.add_argument("--step", type=int, help="checkpoint; the newest if left out")
+    evaluate.add_argument("--batches", type=int, help="held-out batches to run, spread over the "
+                          "text; all if left out")  # fmt: skip
+    evaluate.add_argument("--lm-eval", metavar="TASK,TASK", help="tasks of lm-evaluation-harness, "
+                          "or YAML files of your own; needs moejax[eval]")  # fmt: skip
+    evaluate.add_argument("--limit", type=int, help="with --lm-eval: samples of each task")
+    evaluate.add_argument("--output", metavar="DIR", help="folder for evaluate.json; the run's "
+                          "folder if left out")  # fmt: skip
+    _format(evaluate)
 
 
 def _hugging_face_flags(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -326,6 +341,18 @@ def _inspect(options: argparse.Namespace) -> int:
         options.workdir, step=options.step, batches=options.batches, output=options.output
     )
     _print(options, result, format_inspection(result))
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from moejax.analysis.evaluate import evaluate
+    from moejax.analysis.evaluate_text import format_evaluation
+
+    result = evaluate(
+        options.workdir, step=options.step, batches=options.batches, output=options.output,
+        lm_eval=options.lm_eval, limit=options.limit,
+    )  # fmt: skip
+    _print(options, result, format_evaluation(result))
     return 0
 
 

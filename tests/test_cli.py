@@ -150,7 +150,9 @@ def test_usage_errors_exit_with_2(capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-COMMANDS = ("train", "plan", "ledger", "tokenize", "generate", "bench", "import", "export")
+COMMANDS = (
+    "train", "plan", "ledger", "tokenize", "generate", "bench", "import", "export", "evaluate",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -3,15 +3,15 @@
 import collections
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Int64
 
 from moejax.config import ConfigError
-from moejax.data import DataConfig, Rows, splits, store, tokenizers
-from moejax.data.dataset import dataset_fingerprint, split_of
+from moejax.data import DataConfig, Rows, TextDataset, splits, store, tokenizers
+from moejax.data.dataset import dataset_fingerprint, split_of, target_counts, tokenise
 from moejax.data.packing import Row, padding_row
 from moejax.data.tokenizers import Tokenizer
 
@@ -43,27 +43,35 @@ class HeldOut:
       tokenizer: text to ids and back.
       domains: None where the corpus does not tell them.
       why: the reason for that.
+      texts: of the documents, where they were asked for; of shards, what their tokens spell.
+      train_counts: how often each id is a target in training, where it was asked for.
     """
 
     rows: Rows
     tokenizer: Tokenizer
     domains: Domains | None
     why: str = ""
+    texts: Sequence[str] = ()
+    train_counts: Int64[np.ndarray, " V"] | None = None
 
 
 def open_held_out(
-    config: DataConfig, *, seq_len: int, tokenizer_folder: pathlib.Path, fingerprint: str
-) -> HeldOut:
-    """Opens the held-out part of a config's text; training text is read, but not tokenised.
+    config: DataConfig, *, seq_len: int, tokenizer_folder: pathlib.Path, fingerprint: str,
+    with_text: bool = False,
+) -> HeldOut:  # fmt: skip
+    """Opens the held-out part of a config's text.
 
     Args:
       config: the block ``data``.
       seq_len: S, positions of a row.
       tokenizer_folder: where the run saved its tokenizer.
       fingerprint: of the text that the run trained on.
+      with_text: also give ``texts`` and ``train_counts``, for which the training text is tokenised,
+        unless it was before; else it is only read.
 
     Raises:
-      ConfigError: a corpus that is missing, or not the run's.
+      ConfigError: a corpus that is missing, or not the run's; of shards with text, a tokenizer that
+        does not give the text back.
       UserError: a damaged tokenizer.
     """
     tokenizer = tokenizers.load_saved(tokenizer_folder)
@@ -71,24 +79,55 @@ def open_held_out(
         from moejax.data import pretokenize  # only shards need ArrayRecord
 
         dataset = pretokenize.open_shards(config.path, seq_len)
-        held_out = HeldOut(dataset.validation, tokenizer, None, "shards hold no documents' names")
-        found = dataset.fingerprint
+        _check_fingerprint(config, dataset.fingerprint, fingerprint)
+        found = HeldOut(dataset.validation, tokenizer, None, "shards hold no documents' names")
+        if not with_text:
+            return found
+        texts = _spelled(dataset, config.path)
+        return dataclasses.replace(found, texts=texts, train_counts=dataset.train_counts)
+    corpus = split_of(config, config.max_bytes)
+    found = dataset_fingerprint(corpus.fingerprint, tokenizer)
+    _check_fingerprint(config, found, fingerprint)
+    texts, counts = [], None
+    if with_text:
+        texts = corpus.validation_texts
+        train, held_out = tokenise(config, corpus, tokenizer, found)
+        counts = target_counts(train.flat, tokenizer.vocab_size)
     else:
-        corpus = split_of(config, config.max_bytes)
-        found = dataset_fingerprint(corpus.fingerprint, tokenizer)
-        texts = store.encode_all(corpus.texts(splits.VALIDATION), tokenizer)
-        paths = _paths(corpus, config.path)
-        domains = find_domains(paths) if paths else None
-        why = "the held-out documents lie in one folder and are of one kind" if paths else (
-            "the corpus gives its documents no paths"
-        )  # fmt: skip
-        held_out = HeldOut(Rows(texts, seq_len), tokenizer, domains, "" if domains else why)
-    if found != fingerprint:
+        held_out = store.encode_all(corpus.texts(splits.VALIDATION), tokenizer)
+    paths = _paths(corpus, config.path)
+    domains = find_domains(paths) if paths else None
+    why = "the held-out documents lie in one folder and are of one kind" if paths else (
+        "the corpus gives its documents no paths"
+    )  # fmt: skip
+    rows = Rows(held_out, seq_len)
+    return HeldOut(rows, tokenizer, domains, "" if domains else why, texts, counts)
+
+
+def _check_fingerprint(config: DataConfig, found: str, wanted: str) -> None:
+    if found != wanted:
         raise ConfigError(
             "data", config.path or config.source,
             "the corpus is not the one that the run in --workdir was trained on; restore the text",
         )  # fmt: skip
-    return held_out
+
+
+def _spelled(dataset: TextDataset, path: str) -> list[str]:
+    """The held-out documents of shards, decoded; refused where that is not the text they had."""
+    tokens = dataset.validation.store
+    ends = np.cumsum(tokens.lengths)
+    # A document's first id is the separator before it.
+    starts = ends - tokens.lengths + 1
+    read = lambda start, end: tokens.read(start, end) if start < end else []
+    texts = [dataset.tokenizer.decode(read(*ids)) for ids in zip(starts, ends, strict=True)]
+    spelled = sum(len(text.encode()) for text in texts)
+    if spelled != dataset.validation_bytes:
+        raise ConfigError(
+            "data.path", path,
+            f"the tokens of its held-out text spell {spelled:,} of {dataset.validation_bytes:,} "
+            "bytes, so that bits per byte cannot be told; evaluate a run on the text itself",
+        )  # fmt: skip
+    return texts
 
 
 def _paths(corpus: splits.SplitCorpus, path: str) -> list[str]:

@@ -10,21 +10,18 @@ import jax
 
 from moejax.analysis import inspect_figures, measure
 from moejax.analysis.held_out import HeldOut, open_held_out
+from moejax.analysis.run_reader import Say, check_steps, newest_good, read_run, restorer
 from moejax.config import UserError
 from moejax.output_folder import check_output_folder
 from moejax.parallel import MeshConfig, make_mesh
 from moejax.training import run_config, run_dir
 from moejax.training.checkpoints import Checkpointer, CheckpointError
 from moejax.training.manifest import write_whole
-from moejax.training.optimizers import make_optimizer
 from moejax.training.prepare import use_compilation_cache
 from moejax.training.restore import exact_as_auto
 from moejax.training.run_config import RunConfig
-from moejax.training.state import make_init
 
 RESULT, FOLDER = "inspect.json", "inspect"
-
-Say = Callable[[str], None]
 
 
 def inspect(
@@ -55,7 +52,7 @@ def inspect(
     if batches <= 0:
         raise UserError(f"--batches = {batches}: must be above zero")
     path, shown = pathlib.Path(workdir), f"--workdir = {workdir!r}"
-    record = _read_run(path, shown)
+    record = read_run(path, shown)
     config = exact_as_auto(run_config.from_dict(record["config"]))
     if not config.model.layers("moe"):
         raise UserError(
@@ -65,53 +62,18 @@ def inspect(
     place = f"--output = {str(wanted)!r}"
     folder = check_output_folder(wanted, RESULT, place)
     with Checkpointer(path / run_dir.CHECKPOINTS, config.checkpoint) as checkpoints:
-        steps = _check_steps(checkpoints, step, shown)
+        steps = check_steps(checkpoints, step, shown)
         use_compilation_cache(config.data.cache_path / "xla")
         held_out = open_held_out(
             config.data, seq_len=config.train.seq_len,
             tokenizer_folder=path / run_dir.TOKENIZER, fingerprint=record["data"]["fingerprint"],
         )  # fmt: skip
-        restore = _restorer(config, checkpoints)
+        restore = restorer(config, checkpoints)
         with jax.set_mesh(make_mesh(MeshConfig())):
             result = _measure(config, held_out, restore, steps, step, batches, say)
     result = {"workdir": str(path), **result}
     _write(folder, result, place)
     return {**result, "output": str(folder), "files": sorted(p.name for p in folder.iterdir())}
-
-
-def _read_run(path: pathlib.Path, shown: str) -> dict[str, Any]:
-    if not path.is_dir():
-        raise UserError(f"{shown}: no such folder; give a run's folder")
-    if not (path / run_dir.CONFIG).is_file():
-        raise UserError(f"{shown}: no run is there (no {run_dir.CONFIG}); give a run's folder")
-    return run_dir.read_record(path)
-
-
-def _check_steps(checkpoints: Checkpointer, step: int | None, shown: str) -> list[int]:
-    steps = checkpoints.steps()
-    if not steps:
-        raise UserError(f"{shown}: the run has no checkpoint yet; train on")
-    if step is not None and step not in steps:
-        there = ", ".join(map(str, steps))
-        raise UserError(f"--step = {step}: the run has no such checkpoint; choose from {there}")
-    if step is not None:
-        try:
-            checkpoints.verify(step)
-        except CheckpointError as error:
-            raise UserError(f"--step = {step}: {error}; choose another") from None
-    return steps
-
-
-def _restorer(config: RunConfig, checkpoints: Checkpointer) -> Callable[[int], dict[str, Any]]:
-    """From a step to the model's variables on one device; raises CheckpointError."""
-    optimizer = make_optimizer(config.optim, config.train.steps)
-    _, abstract = make_init(config.model, optimizer, make_mesh(MeshConfig()))
-
-    def restore(step: int) -> dict[str, Any]:
-        state = checkpoints.restore(abstract, step).state
-        return {"params": state.params, "router_state": state.router_state}
-
-    return restore
 
 
 def _measure(
@@ -122,7 +84,7 @@ def _measure(
     train = config.train
     text = measure.read_text(held_out, train.batch_size // train.micro_batches, batches)
     say(f"held out    {text.tokens:,} tokens in {len(text.batches)} batches")
-    newest, variables = _newest_good(steps, restore, say)
+    newest, variables = newest_good(steps, restore, say)
     final = seen = measure.run(config.model, variables, text)
     chosen = newest if step is None else step
     if chosen != newest:
@@ -147,18 +109,6 @@ def _measure(
         "checkpoints": steps,
         **measure.measure(config.model, variables, seen, text, history),
     }
-
-
-def _newest_good(steps: list[int], restore: Callable, say: Say) -> tuple[int, dict[str, Any]]:
-    for step in reversed(steps):
-        try:
-            say(f"checkpoint  {step}")
-            return step, restore(step)
-        except CheckpointError as error:
-            if step == steps[0]:
-                raise
-            say(f"left out: {error}")
-    raise AssertionError("there is a step at least")
 
 
 def _write(folder: pathlib.Path, result: Mapping[str, Any], place: str) -> None:

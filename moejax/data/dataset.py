@@ -141,8 +141,17 @@ def target_counts(flat: np.ndarray, vocab_size: int) -> Int64[np.ndarray, " V"]:
     return counts
 
 
-def _tokenise(config: DataConfig, corpus: splits.SplitCorpus, tokenizer: Tokenizer, key: str):
-    """Both splits as flat sequences in memory, from the cache where it has them."""
+def tokenise(
+    config: DataConfig, corpus: splits.SplitCorpus, tokenizer: Tokenizer, key: str
+) -> list[store.MemoryStore]:
+    """Training and held-out text as flat sequences in memory, from the cache where it has them.
+
+    Args:
+      config: the block ``data``.
+      corpus: the text.
+      tokenizer: the tokenizer.
+      key: ``dataset_fingerprint`` of both, under which the cache keeps the tokens.
+    """
     root = config.cache_path / "tokens"
     worthwhile = not isinstance(tokenizer, tokenizers.BytesTokenizer)
     found = cache.find(root, key) if worthwhile else None
@@ -192,7 +201,7 @@ def _from_text(config: DataConfig, seq_len: int, vocab_size: int) -> TextDataset
     tokenizer = choose_tokenizer(config, corpus)
     _check_vocabulary(tokenizer, vocab_size, f"the tokenizer (data.tokenizer {config.tokenizer!r})")
     fingerprint = dataset_fingerprint(corpus.fingerprint, tokenizer)
-    train, validation = _tokenise(config, corpus, tokenizer, fingerprint)
+    train, validation = tokenise(config, corpus, tokenizer, fingerprint)
     held_out = "".join(corpus.validation_texts).encode()
     return TextDataset(
         tokenizer=tokenizer,

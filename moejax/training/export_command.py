@@ -8,6 +8,7 @@ from moejax.config import UserError
 from moejax.data import tokenizers
 from moejax.interop.hf import save
 from moejax.interop.source import RECORD
+from moejax.interop.tokenizer_files import tokenizer_files
 from moejax.output_folder import check_new_folder
 from moejax.training import restore, run_dir
 from moejax.training.import_command import FOLDER
@@ -56,8 +57,9 @@ def _around(run: pathlib.Path, seq_len: int) -> tuple[dict[str, Any], dict[str, 
     fields = {"max_position_embeddings": seq_len, "bos_token_id": end, "eos_token_id": end}
     file = run / run_dir.TOKENIZER / tokenizers.FILE
     try:
-        return fields, {tokenizers.FILE: file.read_text(encoding="utf-8")}
+        text = file.read_text(encoding="utf-8")
     except FileNotFoundError:  # bytes have no file
-        return fields, {}
+        text = None
     except OSError as error:
         raise UserError(f"{str(file)!r}: cannot be read ({error.strerror})") from None
+    return fields, tokenizer_files(tokenizer, text, seq_len)

@@ -8,7 +8,6 @@ import pathlib
 import shutil
 
 import pytest
-from runs import train, write_config
 
 from moejax import cli
 from moejax.analysis.inspect_figures import draw
@@ -18,20 +17,6 @@ FIGURES = [
     "coactivation.svg", "domains.svg", "layers.svg", "load.svg", "masked_best_experts.svg",
     "saturation.svg", "vocabulary.svg",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A dense layer and two MoE layers, six steps, three checkpoints; a corpus of two folders."""
-    folder = tmp_path_factory.mktemp("inspect")
-    config = write_config(folder)
-    for i, file in enumerate(sorted((folder / "corpus").iterdir())):
-        part = folder / "corpus" / ("odd" if i % 2 else "even")
-        part.mkdir(exist_ok=True)
-        file.rename(part / file.name)
-    settings = ("model.num_layers=3", "checkpoint.keep_newest=9", "data.validation_fraction=0.3")
-    assert train(config, folder / "run", *settings) == 0
-    return folder / "run"
 
 
 def inspect(workdir, *flags) -> int:
