@@ -1,6 +1,6 @@
 """A router's health, from the sums that routers report (``Routing.stats``). NumPy only."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -108,62 +108,144 @@ def router_health(
         the bias out.
 
     Returns:
-      ``max_violation`` (mean over layers), ``max_violation_worst``, ``load_entropy``,
-      ``load_variation``, ``load_gini``, ``gate_entropy`` (nats), ``top1_margin``,
-      ``dropped_share`` (of all assignments), ``dead_experts`` (under 1/64 of the fair share, of all
-      layers), ``squared_logsumexp``; ``experts_per_token`` (assignments over valid tokens) and
-      ``unrouted_share`` (valid tokens that no expert computes); ``loss_NAME`` of each auxiliary
-      loss, before its weight; ``bias_mean`` and ``bias_spread`` (standard deviation over a layer's
-      experts) where routers keep a selection bias;
-      of the exchange, means over valid tokens and layers: ``devices_per_token`` and
+      Means over layers: ``max_violation`` (of this batch: MaxVio_batch of arXiv 2408.15664),
+      ``load_entropy``, ``load_variation``, ``load_gini``, ``gate_entropy`` (nats),
+      ``top1_margin``, ``squared_logsumexp``, ``experts_per_token`` (assignments over valid
+      tokens), ``unrouted_share`` (valid tokens that no expert computes) and ``loss_NAME`` of each
+      auxiliary loss, before its weight. Over all layers: ``max_violation_worst``,
+      ``dropped_share`` (of all assignments) and ``dead_experts`` (under 1/64 of the fair share).
+      By layer, ``NAME_by_layer`` to 4 digits: ``max_violation``, ``load_entropy``,
+      ``load_variation``, ``gate_entropy``, ``dropped_share``, ``dead_experts``, and by expert as
+      well, as shares, ``load`` and ``gate_mass``.
+      Where routers keep a selection bias: ``bias_mean``, ``bias_spread`` (standard deviation over
+      a layer's experts), and by layer ``bias_min``, ``bias_max``, ``bias_spread`` and ``bias``
+      itself, all of them to 4 significant digits.
+      Of the exchange, means over valid tokens and layers: ``devices_per_token`` and
       ``nodes_per_token`` (devices along the mesh's ``expert`` axis, and machines, that hold a
       token's experts), ``bytes_sent_per_token`` (vectors sent to other devices and back in the
       forward pass: rows · D · bytes of a number · 2, without the padding of rounds) and
       ``bytes_sent_out_per_token``, those of them to other machines, and as shares
       of all rows (tokens bound for a device, their own among them) ``exchange_overflow_share``
-      (beyond the first round) and ``exchange_dropped_share`` (left out);
-      by layer: ``max_violation_by_layer``, ``load_by_layer`` and ``gate_mass_by_layer`` (shares of
-      each expert, 4 digits). Empty for a dense model.
+      (beyond the first round) and ``exchange_dropped_share`` (left out).
+      Empty for a dense model.
     """
     stats = stack_layers(router_stats)
     if not stats:
         return {}
-    load, tokens = stats["load"], np.maximum(stats["tokens"], 1)
-    violation = max_violation(load)
-    share = lambda values: np.round(
-        values / np.maximum(values.sum(axis=-1, keepdims=True), 1e-9), 4
-    ).tolist()
-    per_token = lambda name: float((stats[name] / tokens).mean())
-    rows = max(stats["rows"].sum(), 1)
+    bias = None if router_state is None else stack_bias(router_state)
     return {
-        "max_violation": float(violation.mean()),
-        "max_violation_worst": float(violation.max()),
-        "load_entropy": float(load_entropy(load).mean()),
-        "load_variation": float(load_variation(load).mean()),
-        "load_gini": float(load_gini(load).mean()),
-        "gate_entropy": per_token("entropy"),
-        "top1_margin": per_token("top1_margin"),
-        "dropped_share": float(stats["dropped"].sum() / max(stats["assignments"].sum(), 1)),
-        "dead_experts": int(dead_experts(load).sum()),
-        "squared_logsumexp": per_token("squared_logsumexp"),
-        "experts_per_token": per_token("assignments"),
-        "unrouted_share": per_token("unrouted"),
-        **{name: per_token(name) for name in sorted(stats) if name.startswith("loss_")},
-        **_bias(router_state),
-        "devices_per_token": per_token("devices_touched"),
-        "nodes_per_token": per_token("nodes_touched"),
-        "bytes_sent_per_token": per_token("bytes_sent"),
-        "bytes_sent_out_per_token": per_token("bytes_sent_out"),
-        "exchange_overflow_share": float(stats["exchange_overflow"].sum() / rows),
-        "exchange_dropped_share": float(stats["exchange_dropped"].sum() / rows),
-        "max_violation_by_layer": np.round(violation, 4).tolist(),
-        "load_by_layer": share(load),
-        "gate_mass_by_layer": share(stats["gate_mass"]),
+        **_balance(stats),
+        **_per_token(stats),
+        **({} if bias is None else _bias(bias)),
+        **_exchange(stats),
     }
 
 
-def _bias(router_state: Mapping[str, Any] | None) -> dict[str, float]:
-    bias = None if router_state is None else stack_bias(router_state)
-    if bias is None:
+def held_out_health(
+    router_stats: Mapping[str, Any], loads: Sequence[Float[np.ndarray, "L E"]]
+) -> dict[str, Any]:
+    """What is logged of the routers with a validation.
+
+    Args:
+      router_stats: ``Output.router_stats``, summed over all held-out batches and fetched.
+      loads: of each batch, as ``stack_layers`` gives them.
+
+    Returns:
+      MaxVio as arXiv 2408.15664 defines it, section 4.1: ``max_violation_global``, of the load over
+      all held-out tokens, and ``max_violation_batch``, the mean of the batches' own, each a mean
+      over layers and ``_by_layer``; and as in ``router_health`` the load's entropy and variation,
+      dead experts, the dropped share and the gates' entropy, with their lists by layer, and
+      ``load_by_layer``. Layers of MTP modules, which do not run, are not among them. Empty for a
+      dense model.
+    """
+    stats = stack_layers(router_stats)
+    if not stats:
         return {}
-    return {"bias_mean": float(bias.mean()), "bias_spread": float(bias.std(axis=-1).mean())}
+    batch = np.mean([max_violation(load) for load in loads], axis=0)
+    whole = _balance(stats)
+    violation = {
+        "max_violation_global": whole["max_violation"],
+        "max_violation_batch": float(batch.mean()),
+        "max_violation_global_by_layer": whole["max_violation_by_layer"],
+        "max_violation_batch_by_layer": _digits(batch),
+    }
+    kept = ("load_entropy", "load_variation", "dead_experts", "dropped_share")
+    names = [*kept, *(f"{name}_by_layer" for name in kept), "load_by_layer"]
+    entropy = stats["entropy"] / np.maximum(stats["tokens"], 1)
+    gates = {"gate_entropy": float(entropy.mean()), "gate_entropy_by_layer": _digits(entropy)}
+    return {**violation, **{name: whole[name] for name in names}, **gates}
+
+
+def _balance(stats: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """How even the load is, and what was dropped."""
+    load = stats["load"]
+    violation, dead = max_violation(load), dead_experts(load)
+    entropy, variation = load_entropy(load), load_variation(load)
+    dropped, assigned = stats["dropped"], stats["assignments"]
+    return {
+        "max_violation": float(violation.mean()),
+        "max_violation_worst": float(violation.max()),
+        "load_entropy": float(entropy.mean()),
+        "load_variation": float(variation.mean()),
+        "load_gini": float(load_gini(load).mean()),
+        "dropped_share": float(dropped.sum() / max(assigned.sum(), 1)),
+        "dead_experts": int(dead.sum()),
+        "max_violation_by_layer": _digits(violation),
+        "load_entropy_by_layer": _digits(entropy),
+        "load_variation_by_layer": _digits(variation),
+        "dropped_share_by_layer": _digits(dropped / np.maximum(assigned, 1)),
+        "dead_experts_by_layer": dead.tolist(),
+        "load_by_layer": _shares(load),
+        "gate_mass_by_layer": _shares(stats["gate_mass"]),
+    }
+
+
+def _per_token(stats: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Means over valid tokens."""
+    tokens = np.maximum(stats["tokens"], 1)
+    names = {
+        "gate_entropy": "entropy", "top1_margin": "top1_margin",
+        "squared_logsumexp": "squared_logsumexp", "experts_per_token": "assignments",
+        "unrouted_share": "unrouted",
+        **{name: name for name in sorted(stats) if name.startswith("loss_")},
+        "devices_per_token": "devices_touched", "nodes_per_token": "nodes_touched",
+        "bytes_sent_per_token": "bytes_sent", "bytes_sent_out_per_token": "bytes_sent_out",
+    }  # fmt: skip
+    means = {name: float((stats[source] / tokens).mean()) for name, source in names.items()}
+    return {**means, "gate_entropy_by_layer": _digits(stats["entropy"] / tokens)}
+
+
+def _exchange(stats: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Rows beyond the exchange's first round."""
+    rows = max(stats["rows"].sum(), 1)
+    return {
+        "exchange_overflow_share": float(stats["exchange_overflow"].sum() / rows),
+        "exchange_dropped_share": float(stats["exchange_dropped"].sum() / rows),
+    }
+
+
+def _bias(bias: Float[np.ndarray, "L N"]) -> dict[str, Any]:
+    spread = bias.std(axis=-1)
+    by_layer = {
+        "bias_min": bias.min(axis=-1), "bias_max": bias.max(axis=-1), "bias_spread": spread,
+        "bias": bias,
+    }  # fmt: skip
+    return {
+        "bias_mean": float(bias.mean()),
+        "bias_spread": float(spread.mean()),
+        **{f"{name}_by_layer": _significant(values) for name, values in by_layer.items()},
+    }
+
+
+def _digits(values: Float[np.ndarray, "..."]) -> list:
+    """To 4 digits; in float64, so that they are written short."""
+    return np.round(values.astype(np.float64), 4).tolist()
+
+
+def _shares(values: Float[np.ndarray, "L E"]) -> list:
+    return _digits(values / np.maximum(values.sum(axis=-1, keepdims=True), 1e-9))
+
+
+def _significant(values: Float[np.ndarray, "..."]) -> list:
+    """To 4 significant digits: a bias may move by steps of any size."""
+    return np.vectorize(lambda value: float(f"{value:.4g}"), otypes=[float])(values).tolist()

@@ -22,6 +22,7 @@ from moejax.training.progress import Progress
 from moejax.training.signals import StopRequest
 from moejax.training.state import TrainState, make_init
 from moejax.training.step import Batch, StepMetrics, make_eval_step, make_train_step
+from moejax.training.validation import validate
 
 FIELDS = ("tokens", "targets", "segment_ids", "positions")
 
@@ -304,10 +305,11 @@ class Run:
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
             )
-            parts = [self._eval_step(self.state, self._place(batch, 1)) for batch in batches]
-            nll, targets = np.sum(np.asarray(jax.device_get(parts), np.float64), axis=0)
-        self.val_loss, self.val_step = float(nll / targets), self.step
+            placed = (self._place(batch, 1) for batch in batches)
+            found = validate(self._eval_step, self.state, placed)
+        self.val_loss, self.val_step = found.loss, self.step
         values = {"val_loss": self.val_loss, "val_bits_per_byte": self.bits_per_byte}
+        values |= {f"val/router/{name}": value for name, value in found.health.items()}
         self.writer.write(self.step, {**values, "dollars": self.ledger.total_dollars})
         self._say(
             f"validation after step {self.step}: {self.val_loss:.4f} nats/token, "

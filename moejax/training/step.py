@@ -83,6 +83,21 @@ class MTPMetrics:
     weight: Float[Array, ""]
 
 
+@struct.dataclass
+class EvalMetrics:
+    """What an evaluation batch measured.
+
+    Attributes:
+      nll: summed negative log-likelihood, nats.
+      targets: tokens counted.
+      router_stats: sums over the batch, by segment and layer.
+    """
+
+    nll: Float[Array, ""]
+    targets: Float[Array, ""]
+    router_stats: Tree
+
+
 def make_train_step(
     model: ModelConfig,
     optimizer: optax.GradientTransformation,
@@ -156,17 +171,15 @@ def _over_parts(run: Callable[[Batch, Array | int, Tree], Tree], batch: Batch) -
     return jax.lax.scan(add, zeros, (batch, jnp.arange(parts)))[0]
 
 
-def make_eval_step(
-    model: ModelConfig,
-) -> Callable[[TrainState, Batch], tuple[Float[Array, ""], Float[Array, ""]]]:
-    """The function of an evaluation batch: summed negative log-likelihood and targets counted."""
+def make_eval_step(model: ModelConfig) -> Callable[[TrainState, Batch], EvalMetrics]:
+    """The function of an evaluation batch."""
     transformer = Transformer(model)
 
-    def step(state: TrainState, batch: Batch) -> tuple[Array, Array]:
+    def step(state: TrainState, batch: Batch) -> EvalMetrics:
         part = jax.tree.map(lambda a: a[0], batch)
         variables = {"params": state.params, "router_state": state.router_state}
         out = _loss(transformer, variables, part)
-        return out.nll, out.targets
+        return EvalMetrics(out.nll, out.targets, out.router_stats)
 
     return step
 

@@ -5,6 +5,7 @@ import pytest
 
 from moejax.moe.diagnostics import (
     dead_experts,
+    held_out_health,
     load_entropy,
     load_gini,
     load_variation,
@@ -98,6 +99,29 @@ def test_health_of_two_layers():
     assert not any(name.startswith("bias") for name in health)
     assert health["load_by_layer"] == [[0.25] * 4, [0.5, 0.5, 0, 0]]
     assert health["gate_mass_by_layer"] == health["load_by_layer"]
+    assert health["load_entropy_by_layer"] == [1, 0.5]
+    assert health["load_variation_by_layer"] == [0, 1]
+    assert health["dead_experts_by_layer"] == [0, 2]
+    assert health["gate_entropy_by_layer"] == [1.5, 1.5]
+    # One of 16 assignments dropped in each.
+    assert health["dropped_share_by_layer"] == [0.0625, 0.0625]
+
+
+def test_max_violation_of_batches_and_of_all_of_them():
+    # Two batches, uneven in opposite ways: each has MaxVio 1, together they are balanced. In the
+    # second layer both lean the same way: 12 4 of mean 8 is 1/2 in each and in both.
+    parts = [measures([8, 0], [12, 4]), measures([0, 8], [12, 4])]
+    sums = {name: parts[0][name] + parts[1][name] for name in parts[0]}
+    health = held_out_health({"segment_0": {"layer_0": sums}}, [part["load"] for part in parts])
+    assert health["max_violation_global_by_layer"] == [0, 0.5]
+    assert health["max_violation_batch_by_layer"] == [1, 0.5]
+    assert health["max_violation_global"] == 0.25 and health["max_violation_batch"] == 0.75
+    assert health["load_by_layer"] == [[0.5, 0.5], [0.75, 0.25]]
+    assert health["gate_entropy_by_layer"] == [1.5, 1.5] and health["gate_entropy"] == 1.5
+    # Four of the 8 · 2 + 16 · 2 assignments.
+    assert health["dropped_share"] == pytest.approx(4 / 48)
+    assert health["dead_experts_by_layer"] == [0, 0]
+    assert held_out_health({}, []) == {}
 
 
 def test_an_expert_is_dead_below_a_64th_of_its_fair_share():
@@ -127,11 +151,21 @@ def test_the_bias_is_told_where_the_state_is_given():
     biases = {"segment_0": {"layer_0": state([3.0, -1], [3, 3])}}
     health = router_health(stats, biases)
     assert health["bias_mean"] == 2 and health["bias_spread"] == 1
+    assert health["bias_by_layer"] == [[3, -1], [3, 3]]
+    assert health["bias_min_by_layer"] == [-1, 3] and health["bias_max_by_layer"] == [3, 3]
+    assert health["bias_spread_by_layer"] == [2, 0]
     np.testing.assert_array_equal(stack_bias(biases), [[3, -1], [3, 3]])
     # A router without one, or with other state.
     other = {"segment_0": {"layer_0": {"moe": {"router": {"threshold": np.zeros((2, 2))}}}}}
     assert stack_bias({}) is None and stack_bias(other) is None
     assert "bias_mean" not in router_health(stats, {})
+
+
+def test_a_small_bias_keeps_its_digits():
+    stats = {"segment_0": {"layer_0": measures([4, 4])}}
+    small = np.float32([[1.23456e-5, 0]])
+    health = router_health(stats, {"segment_0": {"layer_0": state(*small)}})
+    assert health["bias_by_layer"] == [[1.235e-5, 0]]
 
 
 def test_a_dense_model_has_no_router_health():

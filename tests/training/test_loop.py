@@ -99,6 +99,12 @@ def test_metrics_hold_the_routers_health(whole):
     np.testing.assert_allclose(load.sum(axis=1), 1, atol=1e-3)
     assert row["router/dropped_share"] == 0
     assert row["peak_flops"] > 0 and row["dollars"] > 0
+    assert np.shape(row["router/bias_by_layer"]) == (1, 4)
+    held_out = [row for row in read_metrics(whole) if "val_loss" in row][-1]
+    worst = held_out["val/router/max_violation_batch_by_layer"]
+    # The whole of the held-out text is no less even than its batches are.
+    assert 0 <= held_out["val/router/max_violation_global_by_layer"][0] <= worst[0] + 1e-4
+    np.testing.assert_allclose(np.sum(held_out["val/router/load_by_layer"]), 1, atol=1e-3)
 
 
 def test_the_ledger_is_closed_and_charges_its_phases(whole):

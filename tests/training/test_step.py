@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from moejax.models import Transformer
+from moejax.moe.diagnostics import stack_layers
 from moejax.moe.exchange import BATCH_AXES
 from moejax.moe.routers import batch_loads
 from moejax.parallel import MeshConfig, make_mesh
@@ -284,9 +285,11 @@ def test_the_models_sharding_constraints_are_in_the_program():
 def test_evaluation_sums_over_targets():
     config = CONFIGS["blocks"]
     state = state_on("one device", "blocks")
-    nll, targets = jax.jit(make_eval_step(config))(state, tiny.batch())
-    assert float(targets) == 52
-    np.testing.assert_allclose(nll / targets, run()[1].loss, rtol=1e-5)
+    seen = jax.jit(make_eval_step(config))(state, tiny.batch())
+    assert float(seen.targets) == 52
+    np.testing.assert_allclose(seen.nll / seen.targets, run()[1].loss, rtol=1e-5)
+    tokens = stack_layers(seen.router_stats)["tokens"]
+    np.testing.assert_array_equal(tokens, [52, 52])
 
 
 def test_a_batch_of_nothing_but_padding_changes_no_parameter():
