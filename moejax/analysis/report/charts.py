@@ -58,6 +58,7 @@ class LineChart(Chart):
       log_x: logarithmic x axis.
       cut_start: the y axis need not show the first twentieth of the x axis.
       money: x is in dollars.
+      whole: x is counted: no ticks between whole numbers.
     """
 
     x_label: str
@@ -68,6 +69,7 @@ class LineChart(Chart):
     log_x: bool = False
     cut_start: bool = False
     money: bool = False
+    whole: bool = False
 
     @property
     def limits(self) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -112,7 +114,7 @@ class HeatMap(Chart):
     Attributes:
       values: rows from the top; nan stays empty.
       rows: names of the rows; those that fit are written.
-      columns: names of the columns, likewise.
+      columns: names of the columns, likewise; or places from 0 to 1 along the axis, with names.
       x_label: what the columns are.
       y_label: what the rows are.
       scale: ``diverging`` sets what is above 1 off from what is below; ``sequential`` goes from 0.
@@ -121,11 +123,30 @@ class HeatMap(Chart):
 
     values: Float[np.ndarray, "rows columns"]
     rows: Sequence[str]
-    columns: Sequence[str]
+    columns: Sequence[str] | Sequence[tuple[float, str]]
     x_label: str
     y_label: str
     scale: Literal["diverging", "sequential"]
     top: float
+
+    def column_ticks(self, room: float) -> list[tuple[float, str]]:
+        """Places from 0 to 1 along the x axis and what is written there.
+
+        Args:
+          room: characters that fit beside one another.
+        """
+        if self.columns and isinstance(self.columns[0], tuple):
+            return list(self.columns)
+        longest = max((len(name) for name in self.columns), default=1)
+        return [
+            ((j + 0.5) / len(self.columns), self.columns[j])
+            for j in some(len(self.columns), room / (longest + 2))
+        ]
+
+
+def some(number: int, fit: float) -> list[int]:
+    """Evenly spaced indices of so many, as many as fit."""
+    return list(range(0, number, -(-number // max(int(fit), 1))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +189,9 @@ class Forest(Chart):
     log: bool = False
 
 
-def ticks(low: float, high: float, count: int = 5, log: bool = False) -> list[float]:
+def ticks(
+    low: float, high: float, count: int = 5, log: bool = False, whole: bool = False
+) -> list[float]:
     """Round numbers within an axis: 1, 2 or 5 times a power of ten apart; about ``count`` of them."""
     if log:
         first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
@@ -181,6 +204,7 @@ def ticks(low: float, high: float, count: int = 5, log: bool = False) -> list[fl
     raw = (high - low) / count
     size = 10.0 ** math.floor(math.log10(raw))
     step = next(f * size for f in (1, 2, 5, 10) if f * size >= raw * (1 - 1e-9))
+    step = max(step, 1.0) if whole else step
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [i * step for i in range(first, last + 1)]

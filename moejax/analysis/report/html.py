@@ -36,7 +36,7 @@ def join(parts: Iterable[Any], between: str = "") -> Html:
 _VOID = ("meta", "link", "input", "br", "col", "path", "rect", "line", "circle", "image", "stop")
 
 
-def tag(name: str, *children: Any, **attributes: Any) -> Html:
+def tag(name: str, /, *children: Any, **attributes: Any) -> Html:
     """An element. ``class_`` is ``class``; underscores in attributes are hyphens; None is left out.
 
     Args:

@@ -85,5 +85,3 @@ def _warnings(warnings: Sequence[str]) -> Html:
 def _section(section: Section) -> Html:
     heading = tag("h2", section.title, id=section.anchor)
     return Html(f"\n{tag('section', heading, section.content, aria_labelledby=section.anchor)}")
-
-

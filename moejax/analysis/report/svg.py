@@ -186,8 +186,7 @@ def _heat_map(chart: HeatMap) -> tuple[Html, str]:
     parts = [
         f'<image x="{left:.1f}" y="{top}" width="{width:.1f}" height="{height:.1f}" '
         f'preserveAspectRatio="none" href="data:image/png;base64,{image}"/>',
-        f'<rect class="frame" x="{left:.1f}" y="{top}" width="{width:.1f}" '
-        f'height="{height:.1f}"/>',
+        f'<rect class="frame" x="{left:.1f}" y="{top}" width="{width:.1f}" height="{height:.1f}"/>',
     ]
     for i in _some(rows, height, 12):
         name = chart.rows[i]
@@ -210,12 +209,15 @@ def _some(number: int, room: float, need: float) -> list[int]:
 
 def _scale(chart: HeatMap) -> list[str]:
     """The colours' meaning, at the upper right."""
-    names = {"diverging": ("0", "1", f"≥ {chart.top:.2g}"), "sequential": ("0", "", f"{chart.top:.2g}")}
+    names = {
+        "diverging": ("0", "1", f"≥ {chart.top:.2g}"),
+        "sequential": ("0", "", f"{chart.top:.2g}"),
+    }
     low, middle, high = names[chart.scale]
     right, wide = WIDTH - RIGHT, 110
     start = right - wide
     values = np.linspace(0, chart.top, 44)[None]
-    strip = base64.b64encode(_png(_paint(values, chart.scale, chart.top))).decode()
+    strip = base64.b64encode(_png(paint(values, chart.scale, chart.top))).decode()
     parts = [
         f'<image x="{start}" y="4" width="{wide}" height="8" preserveAspectRatio="none" '
         f'href="data:image/png;base64,{strip}"/>',
@@ -229,10 +231,10 @@ def _scale(chart: HeatMap) -> list[str]:
 
 
 def _colours(chart: HeatMap) -> Int[np.ndarray, "rows columns 4"]:
-    return _paint(chart.values, chart.scale, chart.top)
+    return paint(chart.values, chart.scale, chart.top)
 
 
-def _paint(values: Float[np.ndarray, "r c"], scale: str, top: float) -> Int[np.ndarray, "r c 4"]:
+def paint(values: Float[np.ndarray, "r c"], scale: str, top: float) -> Int[np.ndarray, "r c 4"]:
     """Red, green, blue and opacity of each value; nan is clear."""
     if scale == "diverging":
         above = np.clip((values - 1) / max(top - 1, 1e-9), 0, 1)
@@ -328,4 +330,8 @@ def _interval(x: _Axis, interval: Interval, top: float) -> list[str]:
 
 def gallery(charts: Sequence[Chart]) -> Html:
     """Figures side by side where there is room."""
-    return tag("div", join(figure(chart) for chart in charts), class_="gallery") if charts else Html("")
+    return (
+        tag("div", join(figure(chart) for chart in charts), class_="gallery")
+        if charts
+        else Html("")
+    )

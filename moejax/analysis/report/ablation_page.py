@@ -1,0 +1,335 @@
+"""Sections of a report on an ablation: verdicts first, then what they rest on."""
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from moejax.analysis.report import ablation_charts, card, learning, money, run_page, set_page
+from moejax.analysis.report.charts import Chart
+from moejax.analysis.report.gather import Ablation, RunRecord, Subject
+from moejax.analysis.report.html import (
+    Html,
+    badge,
+    details,
+    facts,
+    join,
+    paragraph,
+    table,
+    tag,
+)
+from moejax.analysis.report.page import Section
+from moejax.analysis.report.svg import gallery
+from moejax.cost import text
+
+KINDS = {"better": "good", "worse": "bad", "cannot tell": "unsure"}
+OUTCOMES = {"agrees in direction": "good", "disagrees": "bad", "cannot tell": "unsure"}
+MOST_CELLS = 16  # beyond, the table of cells is folded away
+
+
+def number(value: Any, form: str = ".4f") -> str:
+    """A figure, or a dash where there is none."""
+    known = isinstance(value, (int, float)) and math.isfinite(value)
+    return format(value, form) if known else "–"
+
+
+def between(interval: Sequence[float] | None, form: str = ".4f") -> str:
+    """An interval in words."""
+    if not interval or None in interval:
+        return "–"
+    return f"{number(interval[0], form)} to {number(interval[1], form)}"
+
+
+def opening(subject: Subject) -> Html:
+    """The claim, what came of it, and the ablation in cards."""
+    ablation = _ablation(subject)
+    analysis = ablation.analysis
+    claim, outcome = analysis.get("claim") or {}, analysis.get("claim_outcome")
+    parts = []
+    if claim.get("text"):
+        source = f" ({claim['source']})" if claim.get("source") else ""
+        parts.append(paragraph("Claim: ", claim["text"], source, class_="lead"))
+    if outcome:
+        told = "this ablation "
+        parts.append(paragraph(told, badge(outcome, OUTCOMES.get(outcome, "plain"))))
+    return join([*parts, run_page.cards(_figures(subject, ablation))])
+
+
+def _ablation(subject: Subject) -> Ablation:
+    assert subject.ablation is not None
+    return subject.ablation
+
+
+def _figures(subject: Subject, ablation: Ablation) -> list[tuple[str, str, str]]:
+    analysis = ablation.analysis
+    failed = sum(cell["status"] != "completed" for cell in ablation.cells)
+    budget = _budget(ablation)
+    figures = [
+        ("variants", str(len(analysis["variants"])), f"reference {analysis['reference']}"),
+        ("seeds", str(len(analysis["seeds"])), f"pooled sd {number(pooled(analysis), '.2g')}"),
+        ("held equal", budget[0], budget[1]),
+        ("cells", str(len(ablation.cells)), f"{failed} failed"),
+    ]
+    spent = cost(analysis["bill"].get("spent"))
+    planned = cost(analysis["bill"].get("planned"))
+    if spent:
+        figures.append(("all in", spent, f"planned {planned}" if planned else ""))
+    if subject.bill is not None:
+        energy = subject.bill["total"]["all_in"]
+        figures.append(("energy", text.energy(energy["energy_kwh"]), text.carbon(energy["co2_kg"])))
+    return figures
+
+
+def pooled(analysis: Mapping[str, Any]) -> float | None:
+    """Standard deviation over seeds, pooled over variants."""
+    return (analysis.get("pooled") or {}).get("sd")
+
+
+def _budget(ablation: Ablation) -> tuple[str, str]:
+    spec = ablation.spec.get("spec", ablation.spec)
+    budget = spec.get("budget") or {}
+    amounts = budget.get("amounts") or ablation.analysis.get("budgets") or []
+    shown = ", ".join(f"{a:,g}" if isinstance(a, (int, float)) else str(a) for a in amounts)
+    return str(budget.get("hold", "budget")).replace("_", " "), shown
+
+
+def cost(entry: Any) -> str:
+    """An entry of the bill as dollars and device-hours; empty where there is none."""
+    if isinstance(entry, (int, float)):
+        return text.dollars(entry)
+    if not isinstance(entry, Mapping):
+        return ""
+    dollars, hours = entry.get("dollars"), entry.get("device_hours")
+    parts = [] if dollars is None else [text.dollars(dollars)]
+    return ", ".join(parts + ([] if hours is None else [f"{hours:.3g} device-hours"]))
+
+
+def sections(subject: Subject) -> tuple[list[Section], list[Chart]]:
+    """The sections, and the figures in them."""
+    ablation = _ablation(subject)
+    groups = curve_groups(ablation, subject.runs)
+    verdicts = ablation_charts.differences(ablation)
+    ladder = ablation_charts.by_budget(ablation)
+    rates = ablation_charts.learning_rates(ablation)
+    health = ablation_charts.balance(ablation)
+    curves = learning.group_charts(set_page.best_groups(groups), what="variant") if groups else []
+    looked, drawn = set_page.inspections({name: runs[0] for name, runs in groups.items() if runs})
+    made = [
+        Section("verdicts", "Verdicts", join([_verdicts(ablation), gallery(verdicts)])),
+        Section("budgets", "Results by budget", join([
+            gallery(ladder), _by_budget(ablation), _multipliers(ablation),
+        ])),
+        Section("learning", "Learning", gallery(curves)),
+        Section("balance", "Balance", join([_health(ablation), gallery(health)])),
+        Section("tuning", "Learning rates", join([_rates(ablation), gallery(rates)])),
+        Section("bill", "The bill", join([_bill(ablation), money.bill(subject.bill)])),
+        Section("cells", "Failures and cells", join([_failures(ablation), _cells(ablation)])),
+        Section("routing", "Routers on held-out text", looked),
+        Section("card", "Model card", _card(subject, groups)),
+        Section("again", "Commands, versions, fingerprints", _again(subject, ablation)),
+    ]  # fmt: skip
+    return made, [*verdicts, *ladder, *curves, *health, *rates, *drawn]
+
+
+def curve_groups(ablation: Ablation, runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
+    """Of each variant and seed the run whose curves are drawn: the longest that is not tuning.
+
+    A decay branch logs from where it leaves its trunk, so it is drawn only where there is neither a
+    trunk nor a run of its own.
+    """
+    by_name = {run.name: run for run in runs}
+    rank = {"final": 2, "trunk": 1, "branch": 0}
+    best: dict[tuple[str, Any], tuple] = {}
+    for cell in ablation.cells:
+        if cell.get("kind") not in rank or cell["id"] not in by_name:
+            continue
+        key = (cell["variant"], cell["seed"])
+        place = (rank[cell["kind"]], cell.get("steps") or 0)
+        if key not in best or place > best[key][0]:
+            best[key] = (place, by_name[cell["id"]])
+    groups: dict[str, list[RunRecord]] = {name: [] for name in ablation.analysis["variants"]}
+    for (variant, _), (_, run) in best.items():
+        groups.setdefault(variant, []).append(run)
+    return {name: members for name, members in groups.items() if members}
+
+
+def _verdicts(ablation: Ablation) -> Html:
+    analysis = ablation.analysis
+    rows, said = [], []
+    for name, variant in analysis["variants"].items():
+        difference = variant.get("difference")
+        edits = ", ".join(f"{k} = {v}" for k, v in (variant.get("edits") or {}).items())
+        last = variant["by_budget"][-1] if variant.get("by_budget") else {}
+        shown = join([tag("strong", name), paragraph(edits, class_="note") if edits else ""])
+        own = [shown, number(last.get("mean")), str(last.get("n", 0))]
+        if name == analysis["reference"] or not difference:
+            word = "reference" if name == analysis["reference"] else "no result"
+            rows.append([*own, "–", "–", "–", badge(word, "plain"), "–"])
+            continue
+        verdict = difference["verdict"]
+        rows.append([
+            *own, number(difference["mean"], "+.4f"), between(difference["interval"], "+.4f"),
+            number(difference.get("p_holm"), ".3g"), badge(verdict, KINDS.get(verdict, "plain")),
+            str(difference.get("seeds_needed") or "–"),
+        ])  # fmt: skip
+        if difference.get("text"):
+            said.append(tag("li", difference["text"]))
+    spec = ablation.spec.get("spec", ablation.spec)
+    smallest = spec.get("smallest_effect")
+    note = (
+        f"{analysis['metric'].replace('_', ' ')}, lower is better. Differences are paired by seed, "
+        "their intervals t intervals with the variance pooled over variants; p is corrected for "
+        "the number of variants (Holm)."
+    )
+    if smallest:
+        note += f" Differences under {smallest:g} are held not to matter."
+    listed = table(
+        ["variant", "mean", "seeds", "difference", "95 % interval", "p (Holm)", "verdict",
+         "seeds needed"], rows, label=f"Against {analysis['reference']}", text_columns=(0, 6),
+        note=note,
+    )  # fmt: skip
+    return join([listed, tag("ul", *said) if said else ""])
+
+
+def _by_budget(ablation: Ablation) -> Html:
+    rows = []
+    for name, variant in ablation.analysis["variants"].items():
+        for entry in variant.get("by_budget", ()):
+            failures = len(entry.get("failures") or ())
+            rows.append([
+                name, _amount(entry.get("budget")), str(entry.get("n", 0)),
+                str(failures) if failures else "–", number(entry.get("mean")),
+                number(entry.get("sd"), ".2g"), between(entry.get("interval")),
+                _si(entry.get("tokens")), _si(entry.get("flops")),
+                text.duration(entry["seconds"]) if entry.get("seconds") is not None else "–",
+                text.dollars(entry["dollars"]) if entry.get("dollars") is not None else "–",
+            ])  # fmt: skip
+    headings = ["variant", "budget", "seeds", "failed", "mean", "sd", "95 % interval", "tokens",
+                "FLOP", "device time", "dollars"]  # fmt: skip
+    note = "What one run used; means over seeds."
+    return table(headings, rows, label="Each variant at each budget", note=note)
+
+
+def _amount(value: Any) -> str:
+    return f"{value:,g}" if isinstance(value, (int, float)) else str(value)
+
+
+def _si(value: float | None) -> str:
+    return "–" if value is None else text.si(value)
+
+
+def _multipliers(ablation: Ablation) -> Html:
+    multipliers = ablation.analysis.get("multipliers") or {}
+    rows, reasons = [], []
+    for name, by_unit in multipliers.items():
+        cells = []
+        for unit in ablation_charts.UNITS:
+            found = by_unit.get(unit)
+            if isinstance(found, Mapping) and found.get("value") is not None:
+                cells.append(f"{found['value']:.2f} ({between(found.get('interval'), '.2f')})")
+                continue
+            cells.append("–")
+            why = found.get("why") if isinstance(found, Mapping) else by_unit.get("why")
+            if why:
+                reasons.append(f"{name}, {unit}: {why}")
+        rows.append([name, *cells])
+    if not rows:
+        return Html("")
+    reference = ablation.analysis["reference"]
+    note = (
+        f"Above 1: reaches {reference}'s loss with so many times less; interpolated between curves "
+        "fitted over the budgets, with 95 % intervals."
+    )
+    listed = table(["variant", *ablation_charts.UNITS], rows, label="Multipliers", note=note)
+    items = [tag("li", line) for line in dict.fromkeys(reasons)]
+    return join([listed, details("Why some are missing", tag("ul", *items)) if items else ""])
+
+
+def _health(ablation: Ablation) -> Html:
+    rows = []
+    for name, variant in ablation.analysis["variants"].items():
+        health = variant.get("health") or {}
+        if health.get("max_violation") is None:
+            continue
+        layers = [x for x in health.get("max_violation_by_layer") or [] if x is not None]
+        rows.append([
+            name, number(health["max_violation"], ".3f"),
+            number(max(layers), ".3f") if layers else "–",
+            f"{health['dropped_share']:.2%}" if health.get("dropped_share") is not None else "–",
+        ])  # fmt: skip
+    if not rows:
+        return Html("")
+    return table(["variant", "MaxVio", "worst layer", "dropped"], rows,
+                 label="Balance at the end", note="Means over seeds.")  # fmt: skip
+
+
+def _rates(ablation: Ablation) -> Html:
+    rows = []
+    for name, variant in ablation.analysis["variants"].items():
+        rate = variant.get("learning_rate")
+        if not rate or not rate.get("tried"):
+            continue
+        edge = badge("at the edge", "unsure") if rate.get("at_edge") else "inside"
+        tried = ", ".join(f"{lr:g}: {number(value)}" for lr, value in rate["tried"])
+        rows.append([name, f"{rate['chosen']:g}", edge, tried])
+    if not rows:
+        return Html("")
+    return table(["variant", "chosen", "bracket", "tried: metric"], rows,
+                 label="Learning rate of each variant", text_columns=(0, 2, 3))  # fmt: skip
+
+
+def _bill(ablation: Ablation) -> Html:
+    bill = ablation.analysis["bill"]
+    names = (("planned", "planned"), ("spent", "spent, all in"), ("tuning", "of it tuning"),
+             ("failed", "of it failed cells"))  # fmt: skip
+    lines = [(label, cost(bill.get(name))) for name, label in names if cost(bill.get(name))]
+    lines += [(f"of it {name}", cost(entry)) for name, entry in
+              (bill.get("by_variant") or {}).items() if cost(entry)]  # fmt: skip
+    return facts(lines) if lines else Html("")
+
+
+def _failures(ablation: Ablation) -> Html:
+    rows = [
+        [cell["id"], cell["variant"], str(cell["seed"]), cell["status"], cell.get("error") or ""]
+        for cell in ablation.cells if cell["status"] != "completed"
+    ]  # fmt: skip
+    if not rows:
+        return paragraph("No cell failed.")
+    return table(["cell", "variant", "seed", "status", "error"], rows, label="Failed cells",
+                 text_columns=(0, 1, 3, 4))  # fmt: skip
+
+
+def _cells(ablation: Ablation) -> Html:
+    rows = []
+    for cell in ablation.cells:
+        kind = "plain" if cell["status"] == "completed" else "bad"
+        rate = cell.get("learning_rate")
+        rows.append([
+            cell["id"], cell.get("variant", ""), badge(cell["status"], kind), cell.get("kind", ""),
+            _amount(cell.get("seed")), _amount(cell.get("budget")), number(rate, "g"),
+            _amount(cell.get("steps")), number(cell.get("val_bits_per_byte")),
+            "–" if cell.get("dollars") is None else text.dollars(cell["dollars"]),
+        ])  # fmt: skip
+    headings = ["cell", "variant", "status", "kind", "seed", "budget", "learning rate", "steps",
+                "bits per byte", "dollars"]  # fmt: skip
+    listed = table(headings, rows, label="Cells", text_columns=(0, 1, 2, 3))
+    return listed if len(rows) <= MOST_CELLS else details(f"All {len(rows)} cells", listed)
+
+
+def _card(subject: Subject, groups: Mapping[str, Sequence[RunRecord]]) -> Html:
+    reference = _ablation(subject).analysis["reference"]
+    members = groups.get(reference) or subject.runs
+    if not members:
+        return Html("")
+    run = members[0]
+    note = f"Of {run.name}; variants differ from it as the verdicts say."
+    return join([paragraph(note, class_="note"), card.model_card(run)])
+
+
+def _again(subject: Subject, ablation: Ablation) -> Html:
+    place = shlex.quote(str(subject.paths[0]))
+    command = ablation.spec.get("command")
+    if isinstance(command, list):
+        command = shlex.join(command)
+    commands = [command] if command else []
+    return card.reproduction(subject.runs, [*commands, f"moejax report {place}"])
