@@ -1,4 +1,4 @@
-"""Debian's Chromium, headless, by the DevTools protocol: for tests of pages as a reader sees them."""
+"""Debian's Chromium, headless, by the DevTools protocol: pages as a reader sees them."""
 
 import base64
 import contextlib
@@ -105,7 +105,9 @@ class Page:
     def _note(self, event: dict) -> None:
         method, values = event.get("method"), event.get("params", {})
         if method == "Network.requestWillBeSent":
-            self.requests.append(values["request"]["url"])
+            address = values["request"]["url"]
+            if not address.startswith("data:"):  # what a page holds itself
+                self.requests.append(address)
         elif method == "Log.entryAdded":
             self.complaints.append(values["entry"]["text"])
         elif method == "Runtime.consoleAPICalled":

@@ -9,11 +9,11 @@ import numpy as np
 from moejax.analysis.report.charts import Chart, Forest, Interval, Line, LineChart
 from moejax.analysis.report.gather import Ablation
 
-# Units of multipliers, and the axis of each: field of ``by_budget``, its label.
+# What a budget is counted in: in words, and as an axis.
 UNITS = {
-    "flops": ("flops", "training FLOP"),
+    "flops": ("FLOPs", "training FLOP"),
     "tokens": ("tokens", "training tokens"),
-    "seconds": ("seconds", "device-seconds"),
+    "seconds": ("device time", "device-seconds"),
     "dollars": ("dollars", "US dollars"),
 }
 _KINDS = {"better": "good", "worse": "bad", "cannot tell": "unsure"}
@@ -50,7 +50,7 @@ def _ends(interval: Any) -> tuple[float, float]:
 
 def _multipliers(analysis: Mapping[str, Any]) -> list[Chart]:
     charts: list[Chart] = []
-    for unit in UNITS:
+    for unit, (shown, _) in UNITS.items():
         rows = []
         for name, by_unit in (analysis.get("multipliers") or {}).items():
             found = by_unit.get(unit)
@@ -58,12 +58,12 @@ def _multipliers(analysis: Mapping[str, Any]) -> list[Chart]:
                 low, high = _ends(found.get("interval"))
                 kind = "good" if low > 1 else "bad" if high < 1 else "unsure"
                 rows.append(Interval(name, found["value"], low, high, kind,
-                                     f"{found['value']:.2f} ×"))  # fmt: skip
+                                     f"{found['value']:.2f} x"))  # fmt: skip
         if rows:
             charts.append(Forest(
-                f"multipliers-{unit}", f"Multiplier in {unit}",
-                f"Reaches {analysis['reference']}'s loss with so many times fewer {unit}; right "
-                "of the line is better.", rows, "times", zero=1.0, log=True,
+                f"multipliers-{unit}", f"Multiplier in {shown}",
+                f"Reaches {analysis['reference']}'s loss with so many times less; right of "
+                "the line is better.", rows, "times", zero=1.0, log=True,
             ))  # fmt: skip
     return charts
 
@@ -76,7 +76,7 @@ def by_budget(ablation: Ablation) -> list[Chart]:
         return charts
     told = "Mean over seeds; the band is its 95 % interval."
     unit = analysis["metric"].removeprefix("val_").replace("_", " ")
-    for field, label in UNITS.values():
+    for field, (short, label) in UNITS.items():
         lines = []
         for number, (name, variant) in enumerate(analysis["variants"].items()):
             entries = [e for e in variant.get("by_budget", ())
@@ -90,7 +90,6 @@ def by_budget(ablation: Ablation) -> list[Chart]:
                 tuple(np.array(edge, float) for edge in zip(*ends, strict=True)), number, "points",
             ))  # fmt: skip
         if lines:
-            short = {"flops": "FLOPs", "seconds": "device time"}.get(field, field)
             charts.append(LineChart(f"budget-{field}", f"Loss over {short}",
                                     "" if charts else told, label, unit, lines, log_x=True,
                                     money=field == "dollars"))  # fmt: skip
@@ -109,7 +108,7 @@ def balance(ablation: Ablation) -> list[Chart]:
         return []
     return [LineChart("variants-max-violation", "MaxVio by layer", "Mean over seeds, at the end; "
                       "0 is perfect balance.", "layer with experts, from 0", "MaxVio", lines,
-                      zero=True)]  # fmt: skip
+                      zero=True, whole=True)]  # fmt: skip
 
 
 def learning_rates(ablation: Ablation) -> list[Chart]:

@@ -9,10 +9,10 @@ from moejax.analysis.report import ablation_charts, card, learning, money, run_p
 from moejax.analysis.report.charts import Chart
 from moejax.analysis.report.gather import Ablation, RunRecord, Subject
 from moejax.analysis.report.html import (
+    UNKNOWN,
     Html,
     badge,
     details,
-    facts,
     join,
     paragraph,
     table,
@@ -30,13 +30,13 @@ MOST_CELLS = 16  # beyond, the table of cells is folded away
 def number(value: Any, form: str = ".4f") -> str:
     """A figure, or a dash where there is none."""
     known = isinstance(value, (int, float)) and math.isfinite(value)
-    return format(value, form) if known else "–"
+    return format(value, form) if known else UNKNOWN
 
 
 def between(interval: Sequence[float] | None, form: str = ".4f") -> str:
     """An interval in words."""
     if not interval or None in interval:
-        return "–"
+        return UNKNOWN
     return f"{number(interval[0], form)} to {number(interval[1], form)}"
 
 
@@ -70,10 +70,11 @@ def _figures(subject: Subject, ablation: Ablation) -> list[tuple[str, str, str]]
         ("held equal", budget[0], budget[1]),
         ("cells", str(len(ablation.cells)), f"{failed} failed"),
     ]
-    spent = cost(analysis["bill"].get("spent"))
-    planned = cost(analysis["bill"].get("planned"))
-    if spent:
-        figures.append(("all in", spent, f"planned {planned}" if planned else ""))
+    spent, planned = (amounts(analysis["bill"].get(name)) for name in ("spent", "planned"))
+    if spent[0] is not None:
+        hours = "" if spent[1] is None else f"{spent[1]:.3g} device-hours; "
+        figures.append(("all in", text.dollars(spent[0]), f"{hours}planned "
+                        f"{text.dollars(planned[0])}"))  # fmt: skip
     if subject.bill is not None:
         energy = subject.bill["total"]["all_in"]
         figures.append(("energy", text.energy(energy["energy_kwh"]), text.carbon(energy["co2_kg"])))
@@ -86,22 +87,17 @@ def pooled(analysis: Mapping[str, Any]) -> float | None:
 
 
 def _budget(ablation: Ablation) -> tuple[str, str]:
-    spec = ablation.spec.get("spec", ablation.spec)
-    budget = spec.get("budget") or {}
+    budget = settings(ablation).get("budget") or {}
     amounts = budget.get("amounts") or ablation.analysis.get("budgets") or []
     shown = ", ".join(f"{a:,g}" if isinstance(a, (int, float)) else str(a) for a in amounts)
     return str(budget.get("hold", "budget")).replace("_", " "), shown
 
 
-def cost(entry: Any) -> str:
-    """An entry of the bill as dollars and device-hours; empty where there is none."""
-    if isinstance(entry, (int, float)):
-        return text.dollars(entry)
-    if not isinstance(entry, Mapping):
-        return ""
-    dollars, hours = entry.get("dollars"), entry.get("device_hours")
-    parts = [] if dollars is None else [text.dollars(dollars)]
-    return ", ".join(parts + ([] if hours is None else [f"{hours:.3g} device-hours"]))
+def amounts(entry: Any) -> tuple[float | None, float | None]:
+    """Dollars and device-hours of an entry of the bill; None where they are not known."""
+    if isinstance(entry, Mapping):
+        return entry.get("dollars"), entry.get("device_hours")
+    return (entry, None) if isinstance(entry, (int, float)) else (None, None)
 
 
 def sections(subject: Subject) -> tuple[list[Section], list[Chart]]:
@@ -157,38 +153,48 @@ def _verdicts(ablation: Ablation) -> Html:
     analysis = ablation.analysis
     rows, said = [], []
     for name, variant in analysis["variants"].items():
-        difference = variant.get("difference")
         edits = ", ".join(f"{k} = {v}" for k, v in (variant.get("edits") or {}).items())
-        last = variant["by_budget"][-1] if variant.get("by_budget") else {}
         shown = join([tag("strong", name), paragraph(edits, class_="note") if edits else ""])
-        own = [shown, number(last.get("mean")), str(last.get("n", 0))]
-        if name == analysis["reference"] or not difference:
-            word = "reference" if name == analysis["reference"] else "no result"
-            rows.append([*own, "–", "–", "–", badge(word, "plain"), "–"])
-            continue
-        verdict = difference["verdict"]
-        rows.append([
-            *own, number(difference["mean"], "+.4f"), between(difference["interval"], "+.4f"),
-            number(difference.get("p_holm"), ".3g"), badge(verdict, KINDS.get(verdict, "plain")),
-            str(difference.get("seeds_needed") or "–"),
-        ])  # fmt: skip
-        if difference.get("text"):
-            said.append(tag("li", difference["text"]))
-    spec = ablation.spec.get("spec", ablation.spec)
-    smallest = spec.get("smallest_effect")
+        difference = variant.get("difference")
+        if name == analysis["reference"]:
+            difference = None
+        rows.append([shown, *_verdict(variant, difference, name == analysis["reference"])])
+        if difference and difference.get("text"):
+            said.append(tag("li", tag("strong", name), f": {difference['text']}"))
+    smallest = settings(ablation).get("smallest_effect")
+    metric = analysis["metric"].replace("val_", "held-out ").replace("_", " ")
     note = (
-        f"{analysis['metric'].replace('_', ' ')}, lower is better. Differences are paired by seed, "
-        "their intervals t intervals with the variance pooled over variants; p is corrected for "
-        "the number of variants (Holm)."
+        f"{metric[:1].upper()}{metric[1:]}; lower is better. Differences are paired by seed, with "
+        "t intervals whose variance is pooled over variants; p is corrected for the number of "
+        "variants (Holm)."
     )
     if smallest:
         note += f" Differences under {smallest:g} are held not to matter."
-    listed = table(
-        ["variant", "mean", "seeds", "difference", "95 % interval", "p (Holm)", "verdict",
-         "seeds needed"], rows, label=f"Against {analysis['reference']}", text_columns=(0, 6),
-        note=note,
-    )  # fmt: skip
-    return join([listed, tag("ul", *said) if said else ""])
+    headings = ["variant", "verdict", "difference", "95 % interval", "p (Holm)", "mean", "seeds",
+                "seeds needed"]  # fmt: skip
+    listed = table(headings, rows, label=f"Against {analysis['reference']}", text_columns=(0, 1),
+                   note=note)  # fmt: skip
+    return join([listed, tag("ul", *said, class_="said") if said else ""])
+
+
+def _verdict(variant: Mapping[str, Any], difference: Mapping[str, Any] | None, reference: bool):
+    """The cells of one variant, from its verdict on."""
+    last = variant["by_budget"][-1] if variant.get("by_budget") else {}
+    own = [number(last.get("mean")), str(last.get("n", 0))]
+    if difference is None:
+        word = badge("reference" if reference else "no result", "plain")
+        return [word, UNKNOWN, UNKNOWN, UNKNOWN, *own, UNKNOWN]
+    verdict = difference["verdict"]
+    return [
+        badge(verdict, KINDS.get(verdict, "plain")), number(difference["mean"], "+.4f"),
+        between(difference["interval"], "+.4f"), number(difference.get("p_holm"), ".3g"), *own,
+        str(difference.get("seeds_needed") or UNKNOWN),
+    ]  # fmt: skip
+
+
+def settings(ablation: Ablation) -> Mapping[str, Any]:
+    """The resolved spec in ``ablation.json``."""
+    return ablation.spec.get("spec", ablation.spec)
 
 
 def _by_budget(ablation: Ablation) -> Html:
@@ -198,11 +204,11 @@ def _by_budget(ablation: Ablation) -> Html:
             failures = len(entry.get("failures") or ())
             rows.append([
                 name, _amount(entry.get("budget")), str(entry.get("n", 0)),
-                str(failures) if failures else "–", number(entry.get("mean")),
+                str(failures) if failures else UNKNOWN, number(entry.get("mean")),
                 number(entry.get("sd"), ".2g"), between(entry.get("interval")),
                 _si(entry.get("tokens")), _si(entry.get("flops")),
-                text.duration(entry["seconds"]) if entry.get("seconds") is not None else "–",
-                text.dollars(entry["dollars"]) if entry.get("dollars") is not None else "–",
+                text.duration(entry["seconds"]) if entry.get("seconds") is not None else UNKNOWN,
+                text.dollars(entry["dollars"]) if entry.get("dollars") is not None else UNKNOWN,
             ])  # fmt: skip
     headings = ["variant", "budget", "seeds", "failed", "mean", "sd", "95 % interval", "tokens",
                 "FLOP", "device time", "dollars"]  # fmt: skip
@@ -215,7 +221,7 @@ def _amount(value: Any) -> str:
 
 
 def _si(value: float | None) -> str:
-    return "–" if value is None else text.si(value)
+    return UNKNOWN if value is None else text.si(value)
 
 
 def _multipliers(ablation: Ablation) -> Html:
@@ -223,15 +229,15 @@ def _multipliers(ablation: Ablation) -> Html:
     rows, reasons = [], []
     for name, by_unit in multipliers.items():
         cells = []
-        for unit in ablation_charts.UNITS:
+        for unit, (shown, _) in ablation_charts.UNITS.items():
             found = by_unit.get(unit)
             if isinstance(found, Mapping) and found.get("value") is not None:
                 cells.append(f"{found['value']:.2f} ({between(found.get('interval'), '.2f')})")
                 continue
-            cells.append("–")
+            cells.append(UNKNOWN)
             why = found.get("why") if isinstance(found, Mapping) else by_unit.get("why")
             if why:
-                reasons.append(f"{name}, {unit}: {why}")
+                reasons.append(f"{name}, {shown}: {why}")
         rows.append([name, *cells])
     if not rows:
         return Html("")
@@ -240,7 +246,12 @@ def _multipliers(ablation: Ablation) -> Html:
         f"Above 1: reaches {reference}'s loss with so many times less; interpolated between curves "
         "fitted over the budgets, with 95 % intervals."
     )
-    listed = table(["variant", *ablation_charts.UNITS], rows, label="Multipliers", note=note)
+    listed = table(
+        ["variant", *(shown for shown, _ in ablation_charts.UNITS.values())],
+        rows,
+        label="Multipliers",
+        note=note,
+    )
     items = [tag("li", line) for line in dict.fromkeys(reasons)]
     return join([listed, details("Why some are missing", tag("ul", *items)) if items else ""])
 
@@ -254,8 +265,8 @@ def _health(ablation: Ablation) -> Html:
         layers = [x for x in health.get("max_violation_by_layer") or [] if x is not None]
         rows.append([
             name, number(health["max_violation"], ".3f"),
-            number(max(layers), ".3f") if layers else "–",
-            f"{health['dropped_share']:.2%}" if health.get("dropped_share") is not None else "–",
+            number(max(layers), ".3f") if layers else UNKNOWN,
+            number(health.get("dropped_share"), ".2%"),
         ])  # fmt: skip
     if not rows:
         return Html("")
@@ -280,12 +291,18 @@ def _rates(ablation: Ablation) -> Html:
 
 def _bill(ablation: Ablation) -> Html:
     bill = ablation.analysis["bill"]
-    names = (("planned", "planned"), ("spent", "spent, all in"), ("tuning", "of it tuning"),
-             ("failed", "of it failed cells"))  # fmt: skip
-    lines = [(label, cost(bill.get(name))) for name, label in names if cost(bill.get(name))]
-    lines += [(f"of it {name}", cost(entry)) for name, entry in
-              (bill.get("by_variant") or {}).items() if cost(entry)]  # fmt: skip
-    return facts(lines) if lines else Html("")
+    entries = [("planned", bill.get("planned")), ("spent, all in", bill.get("spent"))]
+    emphasis = [i for i, (_, entry) in enumerate(entries) if entry is not None][-1:]
+    entries += [("of it tuning", bill.get("tuning")), ("of it failed cells", bill.get("failed"))]
+    entries += [(f"of it {name}", entry) for name, entry in (bill.get("by_variant") or {}).items()]
+    rows = []
+    for label, entry in entries:
+        dollars, hours = amounts(entry)
+        if entry is not None:
+            rows.append([label, UNKNOWN if dollars is None else text.dollars(dollars),
+                         number(hours, ".3g")])  # fmt: skip
+    return table(["", "dollars", "device-hours"], rows, label="Planned and spent",
+                 emphasis=emphasis) if rows else Html("")  # fmt: skip
 
 
 def _failures(ablation: Ablation) -> Html:
@@ -308,7 +325,7 @@ def _cells(ablation: Ablation) -> Html:
             cell["id"], cell.get("variant", ""), badge(cell["status"], kind), cell.get("kind", ""),
             _amount(cell.get("seed")), _amount(cell.get("budget")), number(rate, "g"),
             _amount(cell.get("steps")), number(cell.get("val_bits_per_byte")),
-            "–" if cell.get("dollars") is None else text.dollars(cell["dollars"]),
+            UNKNOWN if cell.get("dollars") is None else text.dollars(cell["dollars"]),
         ])  # fmt: skip
     headings = ["cell", "variant", "status", "kind", "seed", "budget", "learning rate", "steps",
                 "bits per byte", "dollars"]  # fmt: skip

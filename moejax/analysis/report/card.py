@@ -7,8 +7,10 @@ from typing import Any
 
 from moejax.analysis.report.gather import RunRecord
 from moejax.analysis.report.html import Html, code, details, facts, join, paragraph, table, tag
+from moejax.config import to_dict
 from moejax.cost import text
 from moejax.cost.counts import count
+from moejax.moe.moe_config import router_options
 from moejax.training.run_config import RunConfig, differences
 
 MOST_SAMPLE = 1_500  # characters of a sample that are shown
@@ -59,13 +61,11 @@ def _model(config: RunConfig) -> list[tuple[str, Any]]:
 
 
 def _router_options(config: RunConfig) -> str:
-    """The router's options that are not at rest: what was chosen and is not zero or off."""
+    """The router's options that are not its defaults."""
     options = config.to_dict()["router"]
-    active = [
-        f"{name} {value}" for name, value in options.items()
-        if name not in ("name", "layer_weights") and value not in (0, 0.0, False, None, "", [])
-    ]  # fmt: skip
-    return f": {', '.join(active)}" if active else ""
+    usual = to_dict(router_options({"name": options["name"]}))
+    chosen = [f"{name} {value}" for name, value in options.items() if value != usual[name]]
+    return f": {', '.join(chosen)}; else its defaults" if chosen else ", its defaults"
 
 
 def _training(config: RunConfig) -> list[tuple[str, Any]]:
@@ -146,7 +146,7 @@ def reproduction(runs: Sequence[RunRecord], commands: Sequence[str]) -> Html:
     parts.append(_versions(runs))
     if one is not None:
         folded = json.dumps(one.record["config"], indent=1)
-        parts.append(details("The whole config, resolved", code(folded)))
+        parts.append(tag("div", details("The whole config, resolved", code(folded)), class_="raw"))
     return join(parts)
 
 
@@ -169,7 +169,7 @@ def _versions(runs: Sequence[RunRecord]) -> Html:
             rows.setdefault(name, {}).setdefault(value, []).append(run.name)
     cells = []
     for name, values in rows.items():
-        one = list(values)[0] if len(values) == 1 else None
+        one = next(iter(values)) if len(values) == 1 else None
         if name == "fingerprint of the run" and len(runs) > 1:
             continue
         several = "; ".join(f"{value} ({len(names)} runs)" for value, names in values.items())

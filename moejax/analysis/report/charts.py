@@ -1,4 +1,4 @@
-"""What a figure shows, apart from how it is drawn: ``svg`` draws it in the page, ``files`` beside it."""
+"""What figures show; ``svg`` draws them in the page, ``files`` beside it."""
 
 import dataclasses
 import math
@@ -192,15 +192,15 @@ class Forest(Chart):
 def ticks(
     low: float, high: float, count: int = 5, log: bool = False, whole: bool = False
 ) -> list[float]:
-    """Round numbers within an axis: 1, 2 or 5 times a power of ten apart; about ``count`` of them."""
+    """About ``count`` round numbers within an axis: 1, 2 or 5 times a power of ten apart."""
     if log:
         first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-        for factors in ((1,), (1, 3), (1, 2, 5)):
+        for factors in ((1,), (1, 2, 5)):
             found = [f * 10.0**e for e in range(first, last + 1) for f in factors]
             found = [value for value in found if low <= value * (1 + 1e-9) and value <= high]
             if len(found) >= 3:
                 return found[:: -(-len(found) // 6)]
-        return found or [low, high]
+        # Less than a decade: as on an even axis.
     raw = (high - low) / count
     size = 10.0 ** math.floor(math.log10(raw))
     step = next(f * size for f in (1, 2, 5, 10) if f * size >= raw * (1 - 1e-9))

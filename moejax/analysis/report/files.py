@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from moejax.analysis.curves import save_figure
 from moejax.analysis.figures import plain
-from moejax.analysis.report.charts import Chart, Forest, HeatMap, LineChart, tick_label, ticks
+from moejax.analysis.report.charts import Chart, Forest, HeatMap, LineChart, some, tick_label, ticks
 from moejax.analysis.report.style import LIGHT
 from moejax.analysis.report.svg import COLOURS, paint
 
@@ -72,7 +72,7 @@ def _line_chart(chart: LineChart) -> plt.Figure:
         axes.set_xscale("log")
     axes.set_xlim(*across)
     axes.set_ylim(*up)
-    found = ticks(*across, 4, chart.log_x)
+    found = ticks(*across, 4, chart.log_x, chart.whole)
     gap = found[1] - found[0] if len(found) > 1 else 1.0
     axes.xaxis.set_major_locator(FixedLocator(found))
     name = lambda value, _: plain(
@@ -91,10 +91,10 @@ def _heat_map(chart: HeatMap) -> plt.Figure:
     rows, columns = chart.values.shape
     made, axes = _figure(chart, 1.3 + min(max(0.16 * rows, 0.5), 3.5))
     axes.imshow(paint(chart.values, chart.scale, chart.top), aspect="auto", interpolation="nearest")
-    every = lambda number, most: range(0, number, -(-number // most))
-    axes.set_yticks(list(every(rows, 16)), [plain(chart.rows[i]) for i in every(rows, 16)],
+    axes.set_yticks(some(rows, 16), [plain(chart.rows[i]) for i in some(rows, 16)],
                     fontsize="x-small")  # fmt: skip
-    axes.set_xticks(list(every(columns, 8)), [plain(chart.columns[i]) for i in every(columns, 8)],
+    at = chart.column_ticks(50)
+    axes.set_xticks([place * columns - 0.5 for place, _ in at], [plain(name) for _, name in at],
                     fontsize="x-small")  # fmt: skip
     axes.set_xlabel(plain(chart.x_label))
     axes.set_ylabel(plain(chart.y_label))

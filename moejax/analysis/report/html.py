@@ -1,6 +1,7 @@
 """HTML that is escaped unless it was made here: elements, tables, lists of facts, figures."""
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -61,6 +62,10 @@ def paragraph(*children: Any, class_: str | None = None) -> Html:
     return tag("p", *children, class_=class_)
 
 
+LONG = 28  # characters of a row's name, beyond which it is broken into lines
+UNKNOWN = "\N{EN DASH}"  # where a table has no figure
+
+
 def table(
     headings: Sequence[Any],
     rows: Iterable[Sequence[Any]],
@@ -87,13 +92,19 @@ def table(
     body = []
     for number, row in enumerate(rows):
         first, *rest = row
-        cells = [tag("th", first, scope="row", class_=side(0))]
-        cells += [tag("td", cell, class_=side(i)) for i, cell in enumerate(rest, start=1)]
+        cells = [tag("th", first, scope="row", class_=_wide(first, side(0)))]
+        cells += [tag("td", cell, class_=_wide(cell, side(i))) for i, cell in enumerate(rest, 1)]
         body.append(tag("tr", *cells, class_="sum" if number in emphasis else None))
     caption = tag("caption", tag("span", label, class_="title"), "" if note is None else
                   tag("span", note, class_="note"))  # fmt: skip
     whole = tag("table", caption, tag("thead", head), tag("tbody", *body))
     return tag("div", whole, class_="scroll", role="region", aria_label=label, tabindex="0")
+
+
+def _wide(cell: Any, otherwise: str | None) -> str | None:
+    """The class of a cell: what is long may be broken into lines."""
+    text = re.sub("<[^>]*>", "", cell) if isinstance(cell, Html) else str(cell)
+    return "long" if len(text) > LONG or (isinstance(cell, Html) and "<p" in cell) else otherwise
 
 
 def facts(pairs: Iterable[tuple[Any, Any]]) -> Html:

@@ -1,6 +1,6 @@
 """The bill of a report: the ledger's table and lines, and what dollars are worth on a CPU."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moejax.analysis.report.html import Html, details, facts, join, table
@@ -23,7 +23,8 @@ def bill(summary: Mapping[str, Any] | None) -> Html:
         return Html("")
     headings, *rows = ledger_rows(summary)
     runs = len(summary["runs"])
-    own, sums = rows[:runs], rows[runs:]
+    own, sums = rows[:runs], [_sum(row) for row in rows[runs:]]
+    rows = own + sums
     names = [str(heading) for heading in headings]
     note = (
         "Headline: runs marked final (*). All in: every run there was, failed and interrupted ones "
@@ -49,6 +50,12 @@ def bill(summary: Mapping[str, Any] | None) -> Html:
     if plans:
         made.append(details(f"Plan against bill, {len(plans)} runs", facts(plans)))
     return join(made)
+
+
+def _sum(row: Sequence[str]) -> list[str]:
+    """A subtotal with its name first and its number of runs where others have devices."""
+    words = [cell for cell in row[:4] if cell]
+    return [words[0], "", "", *words[1:], *row[4:]]
 
 
 def on_accelerator(summary: Mapping[str, Any] | None) -> bool:

@@ -77,7 +77,7 @@ def _warnings(warnings: Sequence[str]) -> Html:
         return Html("")
     items = [tag("li", line) for line in dict.fromkeys(warnings)]
     return tag(
-        "section", tag("h2", "Before you believe it", id="warnings"), tag("ul", *items),
+        "section", tag("h2", "Warnings", id="warnings"), tag("ul", *items),
         class_="warnings", aria_labelledby="warnings",
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from moejax.analysis import measure
-from moejax.analysis.report.charts import Chart, HeatMap, Line, LineChart, tick_label
+from moejax.analysis.report.charts import Chart, HeatMap, Line, LineChart, tick_label, ticks
 from moejax.analysis.report.curves import AXES
 from moejax.analysis.report.gather import RunRecord
 
@@ -47,11 +47,28 @@ def _balance_charts(run: RunRecord, layers: Sequence[int]) -> list[Chart]:
     told = "(largest load - mean load) / mean load of a batch; 0 is perfect balance."
     if values.shape[1] > MOST_LAYERS:
         top = max(float(np.quantile(values, 0.99)), 1e-3)
-        return [_time_map("max-violation", "MaxVio by layer", told, x, values.T,
-                          [str(layer) for layer in layers], "layer", "sequential", top)]  # fmt: skip
+        names = [str(layer) for layer in layers]
+        return [_time_map("max-violation", "MaxVio by layer", told, x, values.T, names, "layer",
+                          "sequential", top)]  # fmt: skip
     lines = [Line(_name(layers, i), x, values[:, i], None, i) for i in range(values.shape[1])]
-    return [LineChart("max-violation", "MaxVio by layer", told, AXES["tokens"], "MaxVio", lines,
-                      zero=True)]  # fmt: skip
+    charts: list[Chart] = [LineChart("max-violation", "MaxVio by layer", told, AXES["tokens"],
+                                     "MaxVio of a batch", lines, zero=True)]  # fmt: skip
+    return charts + _global_charts(run, layers)
+
+
+def _global_charts(run: RunRecord, layers: Sequence[int]) -> list[Chart]:
+    """MaxVio over the whole held-out text, where validations logged it."""
+    field = "val/router/max_violation_global_by_layer"
+    rows = [row for row in run.curves.validation if row.get(field) is not None]
+    if not rows:
+        return []
+    x = run.curves.at("tokens", [row["step"] for row in rows])
+    values = np.array([row[field] for row in rows], float)
+    lines = [Line(_name(layers, i), x, values[:, i], None, i, "points")
+             for i in shown(values.shape[1])]  # fmt: skip
+    told = "Of the load over the held-out text of each validation together."
+    return [LineChart("max-violation-global", "MaxVio of held-out text by layer", told,
+                      AXES["tokens"], "MaxVio", lines, zero=True)]  # fmt: skip
 
 
 def _health_charts(run: RunRecord) -> list[Chart]:
@@ -70,8 +87,10 @@ def _health_charts(run: RunRecord) -> list[Chart]:
         none = [label for (_, label), line in zip(shares[1:], (1, 2), strict=True)
                 if all(kept.colour != line for kept in lines)]  # fmt: skip
         told = f"Shares, means over layers. No {' and no '.join(none)}." if none else "Shares."
+        several = len(lines) > 1
         charts.append(LineChart("router-health", "Load entropy and drops", told, AXES["tokens"],
-                                "share", lines, zero=bool(len(lines) > 1)))  # fmt: skip
+                                "share" if several else lines[0].label, lines,
+                                zero=several))  # fmt: skip
     steps, dead = run.curves.series("router/dead_experts")
     if len(steps) and dead.any():
         line = Line("", run.curves.at("tokens", steps), dead, None, 1)
@@ -126,8 +145,10 @@ def _time_map(name, title, told, x, values, rows, y_label, scale, top) -> HeatMa
     """A heat map over evenly spaced amounts of tokens: the nearest logged step before each."""
     edges = np.linspace(x[0], x[-1], min(COLUMNS, len(x)))
     places = np.clip(np.searchsorted(x, edges, side="right") - 1, 0, len(x) - 1)
-    spacing = (edges[-1] - edges[0]) / 4 or 1.0
-    columns = [tick_label(float(f"{edge:.2g}"), spacing) for edge in edges]
+    span = x[-1] - x[0] or 1.0
+    found = ticks(x[0], x[0] + span, 4)
+    gap = found[1] - found[0] if len(found) > 1 else span
+    columns = [((at - x[0]) / span, tick_label(at, gap)) for at in found]
     return HeatMap(name, title, told, values[:, places], rows, columns, AXES["tokens"], y_label,
                    scale, top)  # fmt: skip
 
@@ -186,7 +207,7 @@ def _saturation(result: Mapping[str, Any]) -> list[Chart]:
         made.append(LineChart(
             f"inspect-{name}", title, told, "step", "share of tokens",
             [Line(f"layer {result['layers'][i]}", x, values[:, i], None, i, "points")
-             for i in shown(values.shape[1])], lines, zero=True,
+             for i in shown(values.shape[1])], lines, zero=True, whole=True,
         ))  # fmt: skip
     return made
 
@@ -235,7 +256,7 @@ def _vocabulary(result: Mapping[str, Any]) -> list[Chart]:
     ]
     told = "How far a token's id alone settles its experts: 1 is wholly."
     return [LineChart("inspect-vocabulary", "Specialisation by token id", told, "layer", "share",
-                      lines, zero=True)]  # fmt: skip
+                      lines, zero=True, whole=True)]  # fmt: skip
 
 
 def _masked(result: Mapping[str, Any]) -> list[Chart]:
@@ -246,4 +267,4 @@ def _masked(result: Mapping[str, Any]) -> list[Chart]:
     told = "Held-out loss with each token's best experts out of reach: steep is specialised."
     return [LineChart("inspect-masked", "Loss without the best experts", told,
                       f"experts masked, of {result['num_experts']}", "nats per token",
-                      [line])]  # fmt: skip
+                      [line], whole=True)]  # fmt: skip

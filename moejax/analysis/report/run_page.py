@@ -7,7 +7,7 @@ from moejax.analysis import inspect_text
 from moejax.analysis.report import card, learning, money, routing
 from moejax.analysis.report.charts import Chart
 from moejax.analysis.report.gather import RunRecord, Subject
-from moejax.analysis.report.html import Html, badge, details, join, paragraph, table, tag
+from moejax.analysis.report.html import UNKNOWN, Html, badge, details, join, paragraph, table, tag
 from moejax.analysis.report.page import Section
 from moejax.analysis.report.svg import gallery
 from moejax.cost import text
@@ -56,8 +56,7 @@ def _figures(subject: Subject, run: RunRecord, summary: Mapping[str, Any]):
         found += [
             ("all in", text.dollars(all_in["dollars"]),
              f"{all_in['device_hours']:.3g} device-hours on {ran['devices']} {ran['device']}"),
-            ("training", f"{text.si(all_in['tokens'])} tokens",
-             text.si(all_in["model_flops"], "FLOP")),
+            ("tokens trained", text.si(all_in["tokens"]), text.si(all_in["model_flops"], "FLOP")),
         ]  # fmt: skip
         if ran["mfu"] is not None:
             found.append(("MFU", text.percent(ran["mfu"]),
@@ -122,10 +121,20 @@ def by_layer(result: Mapping[str, Any]) -> Html:
         rows = []
         for i, layer in enumerate(result["layers"]):
             values = [(result["by_layer"][name][i], form) for name, (_, form) in own.items()]
-            rows.append([layer, *("–" if v is None else format(v, form) for v, form in values)])
+            rows.append([layer, *(UNKNOWN if v is None else format(v, form) for v, form in values)])
         headings = ["layer", *(heading for heading, _ in own.values())]
         made.append(table(headings, rows, label=label))
     return join(made)
+
+
+def visible(token: str) -> str:
+    """A token with its white space to be seen."""
+    body = token.strip(" ")
+    before = len(token) - len(token.lstrip(" "))
+    after = len(token) - before - len(body) if body else 0
+    spaces = lambda count: "␣" * count if count <= 3 else f"␣{count} "
+    lines = body.replace("\r", "␍").replace("\n", "⏎").replace("\t", "⇥")
+    return f"{spaces(before)}{lines}{spaces(after)}".strip()
 
 
 def _tokens(result: Mapping[str, Any]) -> Html:
@@ -141,14 +150,14 @@ def _tokens(result: Mapping[str, Any]) -> Html:
         )
         for e in sorted(range(len(experts)), key=sure)[:MOST_EXPERTS]:
             tokens = join(
-                [join([tag("span", written, class_="token"), f" {share:.0%}"])
+                [join([tag("span", visible(written), class_="token"), f" {share:.0%}"])
                  for written, share, _ in experts[e][:MOST_TOKENS]],
                 "   ",
             )  # fmt: skip
             rows.append([result["layers"][i], e, tokens or "none"])
     listed = table(
         ["layer", "expert", "tokens, and the share of their occurrences"], rows,
-        label="Tokens of experts", text_columns=(2,),
+        label="Tokens of experts", text_columns=(0, 1, 2),
         note=f"Input tokens that occur {vocabulary['min_count']} times at least.",
     )  # fmt: skip
     return details("Which tokens go to which experts", listed, open_=len(rows) <= 16)

@@ -9,7 +9,7 @@ from scipy import stats
 from moejax.analysis.report import card, learning, money, routing, run_page
 from moejax.analysis.report.charts import Chart
 from moejax.analysis.report.gather import RunRecord, Subject
-from moejax.analysis.report.html import Html, badge, details, join, paragraph, table
+from moejax.analysis.report.html import UNKNOWN, Html, badge, details, join, paragraph, table
 from moejax.analysis.report.page import Section
 from moejax.analysis.report.svg import gallery
 from moejax.cost import text
@@ -61,8 +61,7 @@ def opening(subject: Subject) -> Html:
             ("all in", text.dollars(all_in["dollars"]),
              f"headline {text.dollars(total['headline']['dollars'])}"),
             ("device-hours", f"{all_in['device_hours']:.3g}", f"{all_in['runs']} runs billed"),
-            ("training", f"{text.si(all_in['tokens'])} tokens",
-             text.si(all_in["model_flops"], "FLOP")),
+            ("tokens trained", text.si(all_in["tokens"]), text.si(all_in["model_flops"], "FLOP")),
             ("energy", text.energy(all_in["energy_kwh"]), text.carbon(all_in["co2_kg"])),
         ]  # fmt: skip
     return join([lead, run_page.cards(figures)])
@@ -124,8 +123,8 @@ def _by_group(groups: Groups) -> Html:
     for name, runs in groups.items():
         values = [value for value in map(bits, runs) if value is not None]
         found = interval(values)
-        mean = "–" if not values else f"{np.mean(values):.4f}"
-        spread = "–" if found is None else f"{np.std(values, ddof=1):.4f}"
+        mean = UNKNOWN if not values else f"{np.mean(values):.4f}"
+        spread = UNKNOWN if found is None else f"{np.std(values, ddof=1):.4f}"
         between = "one seed" if found is None else f"{found[1]:.4f} to {found[2]:.4f}"
         rows.append([name, len(runs), len(runs) - len(values), mean, spread, between])
     return table(
@@ -143,13 +142,13 @@ def _runs(subject: Subject) -> Html:
         own, summary = billed.get(str(run.path)), run.summary or {}
         status = summary.get("status", "unfinished")
         number = lambda name, summary=summary: (
-            "–" if summary.get(name) is None else f"{summary[name]:.4f}"
+            UNKNOWN if summary.get(name) is None else f"{summary[name]:.4f}"
         )
         rows.append([
             run.name, badge(status, "plain" if status == "completed" else "bad"), run.config.seed,
             f"{summary.get('step', 0):,}", number("val_bits_per_byte"), number("loss"),
-            "–" if own is None else text.si(own["model_flops"]),
-            "–" if own is None else text.dollars(own["dollars"]),
+            UNKNOWN if own is None else text.si(own["model_flops"]),
+            UNKNOWN if own is None else text.dollars(own["dollars"]),
         ])  # fmt: skip
     headings = ["run", "status", "seed", "steps", "bits per byte", "training loss", "FLOP",
                 "dollars"]  # fmt: skip

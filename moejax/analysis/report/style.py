@@ -78,19 +78,22 @@ nav .title{font-weight:600;color:var(--text)}
 .facts div{display:grid;grid-template-columns:11rem minmax(0,1fr);gap:.2rem 1rem;
  padding:.32rem 0;border-bottom:1px solid var(--grid)}
 .facts dt{color:var(--muted)}.facts dd{margin:0;overflow-wrap:anywhere}
-.scroll{overflow-x:auto;margin:.9rem 0 1.3rem;max-width:100%}
+.scroll{overflow-x:auto;container-type:inline-size;margin:.9rem 0 1.3rem;max-width:100%}
 .scroll:focus-visible,pre:focus-visible{outline:2px solid var(--link);outline-offset:2px}
 table{border-collapse:collapse;font-size:.875rem;line-height:1.4;font-variant-numeric:tabular-nums;
  min-width:min(100%,30rem)}
 caption{text-align:left;padding:0 0 .45rem;max-width:46rem}
 caption .title,figcaption .title{font-weight:640;color:var(--text);display:block;font-size:.95rem}
 caption .note{display:block;margin-top:.1rem}
+caption span{position:sticky;left:0;max-width:min(100cqi,46rem)}
 th,td{padding:.34rem .75rem;text-align:left;vertical-align:baseline;
  border-bottom:1px solid var(--grid)}
 th:first-child,td:first-child{padding-left:0}
 thead th{font-weight:600;color:var(--muted);border-bottom:1px solid var(--rule);
  vertical-align:bottom;white-space:nowrap}
-tbody th{font-weight:500}
+tbody th{font-weight:500}tbody th,tbody td{white-space:nowrap}
+tbody .long{white-space:normal;min-width:13rem;overflow-wrap:anywhere}
+tbody .long p{margin:.1rem 0 0;font-weight:400}
 .n{text-align:right;white-space:nowrap}
 tr.sum th,tr.sum td{font-weight:640;border-top:1px solid var(--rule)}
 pre{background:var(--code);border-radius:.5rem;padding:.75rem .9rem;overflow-x:auto;
@@ -106,6 +109,7 @@ code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",m
 .warnings{background:var(--unsure-ground);border-left:4px solid var(--unsure);
  border-radius:.25rem;padding:.7rem 1rem .7rem;margin:1.2rem 0}
 .warnings h2{border:0;padding:0;margin:0 0 .3rem;font-size:1rem;color:var(--unsure)}
+.said{padding-left:1.1rem;max-width:46rem}
 .warnings ul{margin:0;padding-left:1.1rem}.warnings li{margin:.25rem 0}
 details{margin:.8rem 0}
 summary{cursor:pointer;color:var(--link);font-size:.92rem;padding:.2rem 0}
@@ -125,17 +129,18 @@ footer{margin:3.5rem 0 2rem;padding-top:1rem;border-top:1px solid var(--rule);
 _FIGURES = """
 .gallery{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,21rem),1fr));
  gap:1.6rem 2rem;margin:1rem 0 1.4rem}
-.gallery>figure:only-child{max-width:32rem}
+.gallery>figure:only-child{max-width:28rem}
 figure{margin:0;min-width:0}
 figure svg{display:block;width:100%;height:auto;margin:.3rem 0;overflow:visible}
 figure .note{margin:.2rem 0 0}
 .legend{list-style:none;margin:.15rem 0 0;padding:0;display:flex;flex-wrap:wrap;gap:.05rem .9rem}
 .legend li{display:flex;align-items:center;gap:.4rem;min-width:0;overflow-wrap:anywhere}
 .key{width:1.1rem;height:0;border-top:2.5px solid currentColor;flex:none}
-.key.dashed{border-top-style:dashed}.key.points{border-top-style:dotted;border-top-width:4px}
+.key.dashed{border-top-style:dashed}.key.points{width:.55rem;height:.55rem;border:0;border-radius:50%;background:currentColor}
 svg text{font:11px system-ui,-apple-system,"Segoe UI",Roboto,Arial,sans-serif;fill:var(--muted);
  font-variant-numeric:tabular-nums}
 svg text.small{font-size:9.5px}svg text.label,svg text.name{fill:var(--text)}
+svg text.name,svg text.reference{paint-order:stroke;stroke:var(--ground);stroke-width:3px}
 .end{text-anchor:end}.middle{text-anchor:middle}
 .grid{stroke:var(--grid);fill:none}.tick,.axis{stroke:var(--rule);fill:none}
 .frame{fill:none;stroke:var(--rule)}
@@ -162,8 +167,9 @@ _PAPER = """
  h2,h3,caption,summary{break-after:avoid}figure,tr,.cards div,.warnings li{break-inside:avoid}
  .gallery{grid-template-columns:1fr 1fr;gap:.9rem 1.4rem}
  .cards{grid-template-columns:repeat(4,1fr)}
- .scroll,pre{overflow:visible}table{font-size:7.6pt;min-width:0}
- th,td{padding:.2rem .4rem;white-space:normal}.n,thead th{white-space:normal}
+ .scroll{container-type:normal}.scroll,pre{overflow:visible}p:has(+.gallery){break-after:avoid}
+ .raw pre{columns:3;font-size:6pt}caption span{position:static}table{font-size:7.6pt;min-width:0}
+ th,td,tbody th,tbody td,thead th{padding:.2rem .4rem;white-space:normal}tbody .long{min-width:0}
  pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:8pt}
  nav>div{position:static;max-height:none}nav ol{columns:3}
  a{color:inherit;text-decoration:none}

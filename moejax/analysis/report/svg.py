@@ -1,6 +1,7 @@
 """Figures as SVG within the page: small, and in the page's own colours, so that themes apply."""
 
 import base64
+import itertools
 import math
 import struct
 import zlib
@@ -15,6 +16,7 @@ from moejax.analysis.report.charts import (
     HeatMap,
     Interval,
     LineChart,
+    some,
     tick_label,
     ticks,
 )
@@ -72,8 +74,11 @@ def _path(class_: str, points: str) -> str:
 class _Axis:
     """From values to places along one side of a drawing."""
 
-    def __init__(self, limits: tuple[float, float], ends: tuple[float, float], log: bool = False):
-        self.low, self.high, self.log, self._ends = *limits, log, ends
+    def __init__(
+        self, limits: tuple[float, float], ends: tuple[float, float], log: bool = False,
+        whole: bool = False,
+    ):  # fmt: skip
+        self.low, self.high, self.log, self.whole, self._ends = *limits, log, whole, ends
 
     def __call__(self, value: np.ndarray | float) -> np.ndarray | float:
         scale = np.log if self.log else lambda v: v
@@ -81,21 +86,22 @@ class _Axis:
         return self._ends[0] + share * (self._ends[1] - self._ends[0])
 
     def ticks(self, count: int) -> list[tuple[float, str]]:
-        found = ticks(self.low, self.high, count, self.log)
-        gaps = [b - a for a, b in zip(found, found[1:], strict=False)] or [self.high - self.low]
-        spacing = (lambda value: value) if self.log else (lambda value: gaps[0])
-        return [(value, tick_label(value, spacing(value) or 1.0)) for value in found]
+        found = ticks(self.low, self.high, count, self.log, self.whole)
+        gaps = [b - a for a, b in itertools.pairwise(found)] or [self.high - self.low]
+        return [(value, tick_label(value, min(gaps[0], value) if self.log else gaps[0]))
+                for value in found]  # fmt: skip
 
 
 def _line_chart(chart: LineChart) -> tuple[Html, str]:
     across, up = chart.limits
-    x = _Axis(across, (LEFT, WIDTH - RIGHT), chart.log_x)
+    x = _Axis(across, (LEFT, WIDTH - RIGHT), chart.log_x, chart.whole)
     y = _Axis(up, (HEIGHT - BOTTOM, TOP))
     parts = _frame(x, y, chart)
     clip = f"clip-{chart.name}"
     parts.append(
-        f'<clipPath id="{clip}"><rect x="{LEFT}" y="{TOP - 2}" width="{WIDTH - LEFT - RIGHT + 1}" '
-        f'height="{HEIGHT - TOP - BOTTOM + 3}"/></clipPath><g clip-path="url(#{clip})">'
+        f'<clipPath id="{clip}"><rect x="{LEFT - 3}" y="{TOP - 3}" '
+        f'width="{WIDTH - LEFT - RIGHT + 6}" height="{HEIGHT - TOP - BOTTOM + 6}"/></clipPath>'
+        f'<g clip-path="url(#{clip})">'
     )
     for label, value in chart.references:
         at = y(value)
@@ -177,7 +183,7 @@ def _describe(chart: LineChart) -> str:
 
 
 def _heat_map(chart: HeatMap) -> tuple[Html, str]:
-    rows, columns = chart.values.shape
+    rows = len(chart.values)
     left = 14 + 6.2 * min(max((len(name) for name in chart.rows), default=1), 16)
     cell = min(max(150 / max(rows, 1), 5), 18)
     height = rows * cell
@@ -188,32 +194,22 @@ def _heat_map(chart: HeatMap) -> tuple[Html, str]:
         f'preserveAspectRatio="none" href="data:image/png;base64,{image}"/>',
         f'<rect class="frame" x="{left:.1f}" y="{top}" width="{width:.1f}" height="{height:.1f}"/>',
     ]
-    for i in _some(rows, height, 12):
+    for i in some(rows, height / 12):
         name = chart.rows[i]
         shown = name if len(name) <= 16 else f"{name[:15]}…"
         parts.append(_text(left - 5, top + (i + 0.5) * cell + 3.5, shown, "end"))
-    for j in _some(columns, width, 11 + 6 * max((len(c) for c in chart.columns), default=1)):
-        at = left + (j + 0.5) * width / columns
-        parts.append(_text(at, top + height + 14, chart.columns[j], "middle"))
+    for place, name in chart.column_ticks(width / 6):
+        parts.append(_text(left + place * width, top + height + 14, name, "middle"))
     parts.append(_text(left + width / 2, top + height + 29, chart.x_label, "middle label"))
     parts.append(_text(4, 11, chart.y_label, "label"))
     parts += _scale(chart)
     return _svg(parts, height=top + height + 34), _describe_heat(chart)
 
 
-def _some(number: int, room: float, need: float) -> list[int]:
-    """Evenly spaced indices, as many as there is room for."""
-    fits = max(int(room // need), 1)
-    return list(range(0, number, -(-number // fits)))
-
-
 def _scale(chart: HeatMap) -> list[str]:
     """The colours' meaning, at the upper right."""
-    names = {
-        "diverging": ("0", "1", f"≥ {chart.top:.2g}"),
-        "sequential": ("0", "", f"{chart.top:.2g}"),
-    }
-    low, middle, high = names[chart.scale]
+    top = f"{chart.top:.2g}"
+    middle, high = {"diverging": ("1", f"≥ {top}"), "sequential": ("", top)}[chart.scale]
     right, wide = WIDTH - RIGHT, 110
     start = right - wide
     values = np.linspace(0, chart.top, 44)[None]
@@ -222,7 +218,7 @@ def _scale(chart: HeatMap) -> list[str]:
         f'<image x="{start}" y="4" width="{wide}" height="8" preserveAspectRatio="none" '
         f'href="data:image/png;base64,{strip}"/>',
         f'<rect class="frame" x="{start}" y="4" width="{wide}" height="8"/>',
-        _text(start, 23, low, "small"),
+        _text(start, 23, "0", "small"),
         _text(right, 23, high, "end small"),
     ]
     if middle:
@@ -330,8 +326,6 @@ def _interval(x: _Axis, interval: Interval, top: float) -> list[str]:
 
 def gallery(charts: Sequence[Chart]) -> Html:
     """Figures side by side where there is room."""
-    return (
-        tag("div", join(figure(chart) for chart in charts), class_="gallery")
-        if charts
-        else Html("")
-    )
+    if not charts:
+        return Html("")
+    return tag("div", join(figure(chart) for chart in charts), class_="gallery")

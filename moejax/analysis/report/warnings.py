@@ -14,7 +14,7 @@ def warnings(subject: Subject) -> list[str]:
     found: list[str] = []
     if subject.ablation is not None:
         found += _of_ablation(subject.ablation)
-    found += _of_runs(subject.runs, several=subject.kind != "run")
+    found += _of_runs(subject)
     if subject.bill is not None:
         found += [f"Not in the bill: {message}" for message in subject.bill["unreadable"]]
         if not money.on_accelerator(subject.bill):
@@ -48,12 +48,15 @@ def _of_ablation(ablation: Ablation) -> list[str]:
     return found
 
 
-def _of_runs(runs: Sequence[RunRecord], several: bool) -> list[str]:
+def _of_runs(subject: Subject) -> list[str]:
+    runs = subject.runs
     by_line: dict[str, list[str]] = {}
     for run in runs:
-        for line in _of_run(run):
+        # Of an ablation the cells say how they ended.
+        ended = [] if subject.kind == "ablation" else _ending(run)
+        for line in ended + _of_run(run):
             by_line.setdefault(line, []).append(run.name)
-    if not several:
+    if subject.kind == "run":
         return list(by_line)
     return [
         f"{line} ({', '.join(names[:MOST_NAMED])}{_more(names)})" if len(names) < len(runs)
@@ -62,14 +65,18 @@ def _of_runs(runs: Sequence[RunRecord], several: bool) -> list[str]:
     ]  # fmt: skip
 
 
+def _ending(run: RunRecord) -> list[str]:
+    summary = run.summary
+    status = "running, or was killed" if summary is None else summary["status"]
+    found = [] if status == "completed" else [f"The run is not complete: {status}."]
+    if run.divergence is not None:
+        found.append(f"The loss was not finite at step {run.divergence.get('step')}.")
+    return found
+
+
 def _of_run(run: RunRecord) -> list[str]:
     found = []
     summary, moe = run.summary, run.config.model.moe
-    status = "running, or was killed" if summary is None else summary["status"]
-    if run.divergence is not None:
-        found.append(f"The loss was not finite at step {run.divergence.get('step')}.")
-    if status != "completed":
-        found.append(f"The run is not complete: {status}.")
     # A run without a summary still says what its config lets leak.
     if summary is not None:
         found += [f"Leak: {text}." for text in summary.get("leaks", [])]
