@@ -1,5 +1,6 @@
 """Run directories and ablation folders made up without training, for the tests of reports."""
 
+import itertools
 import json
 import pathlib
 
@@ -9,6 +10,7 @@ import numpy as np
 from moejax.training import run_config
 
 LAYERS, EXPERTS = 3, 8
+LN2 = float(np.log(2))
 VARIANTS = {
     "aux": {"router.name": "softmax_topk"},
     "bias": {"router.name": "deepseek_v3", "router.bias_step": 0.01},
@@ -56,7 +58,7 @@ def metrics(steps: int, *, seed: int = 0, better: float = 0.0, log_every: int = 
         })  # fmt: skip
         if step % max(steps // 10, 1) == 0:
             lines.append({"step": step, "val_loss": loss + 0.02, "dollars": 1e-5 * (200 + step),
-                          "val_bits_per_byte": (loss + 0.02) / np.log(2)})  # fmt: skip
+                          "val_bits_per_byte": (loss + 0.02) / LN2})  # fmt: skip
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
@@ -130,94 +132,70 @@ def write_inspection(run: pathlib.Path, token: str = " return", domain: str = "l
 
 
 def write_ablation(
-    folder: pathlib.Path, *, seeds: int = 3, steps: int = 100, names: dict | None = None,
+    folder: pathlib.Path, *, seeds: int = 3, steps: int = 80, names: dict | None = None,
     error: str = "step 40: loss nan", claim: str = "A bias balances without costing loss.",
+    runs: bool = True,
 ) -> pathlib.Path:  # fmt: skip
-    """An ablation's folder with runs at two budgets, tuning cells and one failed cell.
+    """An ablation's folder: four budgets, learning rates tried, and a cell that failed.
+
+    Bias is better by 0.05 nats, none is like aux, whose rate lies at the edge of its bracket.
 
     Args:
       folder: where.
       seeds: of each variant.
-      steps: of the larger budget.
+      steps: of the largest budget.
       names: what to call the variants aux, bias and none.
       error: of the failed cell.
       claim: what is tested.
+      runs: write the run directories of the largest budget, too.
     """
     names = {name: (names or {}).get(name, name) for name in VARIANTS}
-    budgets = [128 * steps, 256 * steps]
-    cells = []
+    budgets = [256 * steps // part for part in (8, 4, 2, 1)]
+    rows = []
     for number, (key, name) in enumerate(names.items()):
-        router = {"name": VARIANTS[key]["router.name"]}
-        for b, budget in enumerate(budgets):
-            for seed in range(seeds):
-                failed = key == "none" and b == 1 and seed == seeds - 1
-                cell = f"{key}-s{seed}-b{b}"
-                own = metrics(budget // 256, seed=seed, better=0.05 * (key == "bias"))
-                write_run(folder / "runs" / cell, steps=budget // 256, seed=seed, lines=own,
-                          status="failed" if failed else "completed", **router)  # fmt: skip
-                cells.append({
-                    "id": cell, "variant": name, "seed": seed, "budget": budget, "kind": "final",
-                    "learning_rate": 1e-3 * (number + 1), "steps": budget // 256,
-                    "status": "failed" if failed else "completed",
-                    "error": error if failed else None, "tokens": budget, "dollars": 0.01,
-                    "val_bits_per_byte": None if failed else 3.6 - 0.07 * (key == "bias"),
-                })  # fmt: skip
+        rate = 1e-3 * (number + 1)
+        tuned = [(2**i, 0.01 * i) for i in ((0, 1, 2) if key == "aux" else (-1, 0, 1))]
+        for factor, worse in tuned:
+            rows.append(cell(f"{key}-tune-{factor}", name, 100, budgets[-1], "tune",
+                             rate * factor, 3.7 + abs(worse)))  # fmt: skip
+        for budget, seed in itertools.product(budgets, range(seeds)):
+            failed = key == "none" and budget == budgets[-1] and seed == seeds - 1
+            loss = 2.4 + 3.0 * (budget / 256) ** -0.4 - 0.05 * (key == "bias")
+            bits = (loss + 0.002 * np.sin(7 * seed) + 0.0004 * np.sin(budget + 3 * number)) / LN2
+            kind = "trunk" if budget == budgets[-1] else "branch"
+            row = cell(f"{key}-s{seed}-{budget}", name, seed, budget, kind, rate, bits)
+            if failed:
+                row |= {"status": "failed", "error": error, "val_bits_per_byte": None}
+            rows.append(row)
+            if runs and kind == "trunk":
+                write_run(folder / "runs" / row["id"], steps=steps, seed=seed,
+                          lines=metrics(steps, seed=seed, better=0.05 * (key == "bias")),
+                          status=row["status"], name=VARIANTS[key]["router.name"])  # fmt: skip
     spec = {"name": folder.name, "reference": names["aux"], "metric": "val_bits_per_byte",
-            "smallest_effect": 0.01, "budget": {"hold": "tokens", "amounts": budgets}}  # fmt: skip
-    files = {
-        "ablation.json": {"spec": spec, "command": f"moejax ablate --workdir={folder.name}"},
-        "plan.json": {"cells": [], "planned": {"device_hours": 0.1, "dollars": 0.2}},
-        "analysis.json": analysis(folder.name, names, seeds, budgets, claim),
-    }
-    for name, content in files.items():
-        (folder / name).write_text(json.dumps(content))
-    lines = "".join(json.dumps(cell) + "\n" for cell in cells)
+            "smallest_effect": 0.01, "seeds": list(range(seeds)),
+            "variants": {names[key]: edits for key, edits in VARIANTS.items()},
+            "claim": {"text": claim, "source": "arXiv 2408.15664", "direction": names["bias"]},
+            "budget": {"hold": "tokens", "amounts": budgets}}  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"format": 1, "spec": spec, "command": f"moejax ablate --workdir={folder.name}"}
+    plan = {"cells": [], "planned": {"device_hours": 0.1, "dollars": 0.2}}
+    (folder / "ablation.json").write_text(json.dumps(about))
+    (folder / "plan.json").write_text(json.dumps(plan))
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "results.jsonl").write_text(lines)
     return folder
 
 
-def analysis(name: str, names: dict, seeds: int, budgets: list, claim: str) -> dict:
-    """An analysis of made-up figures: bias is better, none cannot be told."""
-    means = {"aux": 3.60, "bias": 3.53, "none": 3.605}
-    verdicts = {
-        "bias": {"budget": budgets[-1], "mean": -0.07, "interval": [-0.09, -0.05], "p": 1e-4,
-                 "p_holm": 2e-4, "verdict": "better", "seeds_needed": 3, "text": "better by 0.07"},
-        "none": {"budget": budgets[-1], "mean": 0.005, "interval": [-0.02, 0.03], "p": 0.6,
-                 "p_holm": 0.6, "verdict": "cannot tell", "seeds_needed": 14,
-                 "text": "cannot tell at this budget: 11 more seeds needed"},
-    }  # fmt: skip
-    variants, multipliers = {}, {}
-    for number, (key, shown) in enumerate(names.items()):
-        rate = 1e-3 * (number + 1)
-        tried = [[rate * f, means[key] + d] for f, d in ((0.5, 0.02), (1, 0.0), (2, 0.03))]
-        by_budget = [
-            {"budget": budget, "n": seeds, "values": {str(s): means[key] for s in range(seeds)},
-             "mean": means[key] + extra, "sd": 0.01,
-             "interval": [means[key] + extra - 0.012, means[key] + extra + 0.012],
-             "tokens": budget, "flops": 1e6 * budget, "seconds": budget / 2560,
-             "dollars": budget * 4e-8, "failures": []}
-            for budget, extra in zip(budgets, (0.2, 0.0), strict=True)
-        ]  # fmt: skip
-        variants[shown] = {
-            "edits": VARIANTS[key], "by_budget": by_budget, "difference": verdicts.get(key),
-            "learning_rate": {"chosen": rate, "tried": tried, "at_edge": key == "none"},
-            "health": {"max_violation": 0.2 + 0.2 * number, "dropped_share": 0.0,
-                       "max_violation_by_layer": [0.1 + 0.2 * number] * LAYERS},
-        }  # fmt: skip
-        if key == "bias":
-            found = {"value": 1.3, "interval": [1.1, 1.6]}
-            none = {"value": None, "why": "no accelerator measured the dollars"}
-            multipliers[shown] = {"flops": found, "tokens": found, "seconds": found,
-                                  "dollars": none}  # fmt: skip
+def cell(name, variant, seed, budget, kind, rate, bits) -> dict:
+    """A line of ``results.jsonl`` of a completed cell."""
     return {
-        "name": name, "metric": "val_bits_per_byte", "reference": names["aux"],
-        "seeds": list(range(seeds)), "budgets": budgets, "device": "cpu",
-        "claim": {"text": claim, "source": "arXiv 2408.15664", "direction": names["bias"]},
-        "variants": variants, "pooled": {"sd": 0.01, "df": 3 * (seeds - 1)},
-        "multipliers": multipliers, "claim_outcome": "agrees in direction",
-        "bill": {"planned": {"dollars": 0.2, "device_hours": 4.0},
-                 "spent": {"dollars": 0.18, "device_hours": 3.7},
-                 "tuning": {"dollars": 0.05, "device_hours": 1.0},
-                 "failed": {"dollars": 0.01, "device_hours": 0.2},
-                 "by_variant": {shown: {"dollars": 0.06} for shown in names.values()}},
+        "id": name, "variant": variant, "seed": seed, "budget": budget, "kind": kind,
+        "learning_rate": rate, "status": "completed", "error": None, "steps": budget // 256,
+        "tokens": budget, "model_flops": 1e6 * budget, "train_seconds": budget / 2560,
+        "device_seconds": budget / 1280, "dollars": budget * 4e-8, "device": "cpu",
+        "val_loss": bits * LN2, "val_bits_per_byte": bits, "loss": bits * LN2,
+        "max_violation": 0.2 + 0.01 * seed + 0.1 * len(variant),
+        "max_violation_by_layer": [0.1 * (i + 1) + 0.01 * seed for i in range(LAYERS)],
+        "dropped_share": 0.0, "tokens_per_second": 5e3,
+        "charged": {"dollars": budget * 5e-8, "device_hours": budget / 2560 / 3600},
     }  # fmt: skip

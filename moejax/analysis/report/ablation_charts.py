@@ -32,8 +32,7 @@ def differences(ablation: Ablation) -> list[Chart]:
                              found["verdict"]))  # fmt: skip
     charts: list[Chart] = []
     if rows:
-        spec = ablation.spec.get("spec", ablation.spec)
-        margin = spec.get("smallest_effect") or 0.0
+        margin = analysis.get("smallest_effect") or 0.0
         unit = "bits per byte" if "bits" in analysis["metric"] else analysis["metric"]
         told = "Left of the line is better. Bars are 95 % intervals."
         if margin:

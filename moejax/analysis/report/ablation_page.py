@@ -46,12 +46,13 @@ def opening(subject: Subject) -> Html:
     analysis = ablation.analysis
     claim, outcome = analysis.get("claim") or {}, analysis.get("claim_outcome")
     parts = []
+    why = analysis.get("claim_text") or ""
     if claim.get("text"):
         source = f" ({claim['source']})" if claim.get("source") else ""
         parts.append(paragraph("Claim: ", claim["text"], source, class_="lead"))
     if outcome:
-        told = "this ablation "
-        parts.append(paragraph(told, badge(outcome, OUTCOMES.get(outcome, "plain"))))
+        found = badge(outcome, OUTCOMES.get(outcome, "plain"))
+        parts.append(paragraph("Found here: ", found, f" {why}"))
     return join([*parts, run_page.cards(_figures(subject, ablation))])
 
 
@@ -87,10 +88,8 @@ def pooled(analysis: Mapping[str, Any]) -> float | None:
 
 
 def _budget(ablation: Ablation) -> tuple[str, str]:
-    budget = settings(ablation).get("budget") or {}
-    amounts = budget.get("amounts") or ablation.analysis.get("budgets") or []
-    shown = ", ".join(f"{a:,g}" if isinstance(a, (int, float)) else str(a) for a in amounts)
-    return str(budget.get("hold", "budget")).replace("_", " "), shown
+    amounts = ", ".join(map(_si, ablation.analysis["budgets"]))
+    return ablation.analysis["hold"].replace("_", " "), amounts
 
 
 def amounts(entry: Any) -> tuple[float | None, float | None]:
@@ -159,9 +158,10 @@ def _verdicts(ablation: Ablation) -> Html:
         if name == analysis["reference"]:
             difference = None
         rows.append([shown, *_verdict(variant, difference, name == analysis["reference"])])
-        if difference and difference.get("text"):
-            said.append(tag("li", tag("strong", name), f": {difference['text']}"))
-    smallest = settings(ablation).get("smallest_effect")
+        if difference:
+            notes = "; ".join([difference["text"], *difference.get("notes", ())])
+            said.append(tag("li", tag("strong", name), f": {notes}"))
+    smallest = analysis.get("smallest_effect")
     metric = analysis["metric"].replace("val_", "held-out ").replace("_", " ")
     note = (
         f"{metric[:1].upper()}{metric[1:]}; lower is better. Differences are paired by seed, with "
@@ -170,6 +170,8 @@ def _verdicts(ablation: Ablation) -> Html:
     )
     if smallest:
         note += f" Differences under {smallest:g} are held not to matter."
+    left = (analysis.get("pooled") or {}).get("left_out") or {}
+    note += "".join(f" Not in the pooled variance: {name} ({why})." for name, why in left.items())
     headings = ["variant", "verdict", "difference", "95 % interval", "p (Holm)", "mean", "seeds",
                 "seeds needed"]  # fmt: skip
     listed = table(headings, rows, label=f"Against {analysis['reference']}", text_columns=(0, 1),
@@ -190,11 +192,6 @@ def _verdict(variant: Mapping[str, Any], difference: Mapping[str, Any] | None, r
         between(difference["interval"], "+.4f"), number(difference.get("p_holm"), ".3g"), *own,
         str(difference.get("seeds_needed") or UNKNOWN),
     ]  # fmt: skip
-
-
-def settings(ablation: Ablation) -> Mapping[str, Any]:
-    """The resolved spec in ``ablation.json``."""
-    return ablation.spec.get("spec", ablation.spec)
 
 
 def _by_budget(ablation: Ablation) -> Html:
@@ -230,14 +227,10 @@ def _multipliers(ablation: Ablation) -> Html:
     for name, by_unit in multipliers.items():
         cells = []
         for unit, (shown, _) in ablation_charts.UNITS.items():
-            found = by_unit.get(unit)
-            if isinstance(found, Mapping) and found.get("value") is not None:
-                cells.append(f"{found['value']:.2f} ({between(found.get('interval'), '.2f')})")
-                continue
-            cells.append(UNKNOWN)
-            why = found.get("why") if isinstance(found, Mapping) else by_unit.get("why")
-            if why:
-                reasons.append(f"{name}, {shown}: {why}")
+            found = by_unit.get(unit) or {}
+            cells.append(_times(found))
+            if found.get("why"):
+                reasons.append(f"{name}, {shown}: {found['why']}")
         rows.append([name, *cells])
     if not rows:
         return Html("")
@@ -256,6 +249,17 @@ def _multipliers(ablation: Ablation) -> Html:
     return join([listed, details("Why some are missing", tag("ul", *items)) if items else ""])
 
 
+def _times(found: Mapping[str, Any]) -> str:
+    """A multiplier, or the bound of one that lies beyond the ladder."""
+    if found.get("value") is not None:
+        return f"{found['value']:.2f} ({between(found['interval'], '.2f')})"
+    if found.get("bound") == "above":
+        return f"above {found['interval'][0]:.2f}"
+    if found.get("bound") == "below":
+        return f"below {found['interval'][1]:.2f}"
+    return UNKNOWN
+
+
 def _health(ablation: Ablation) -> Html:
     rows = []
     for name, variant in ablation.analysis["variants"].items():
@@ -263,15 +267,23 @@ def _health(ablation: Ablation) -> Html:
         if health.get("max_violation") is None:
             continue
         layers = [x for x in health.get("max_violation_by_layer") or [] if x is not None]
+        against = health.get("max_violation_difference") or {}
+        verdict = against.get("verdict")
         rows.append([
             name, number(health["max_violation"], ".3f"),
+            between(health.get("max_violation_interval"), ".3f"),
+            badge(verdict, KINDS.get(verdict, "plain")) if verdict else UNKNOWN,
             number(max(layers), ".3f") if layers else UNKNOWN,
             number(health.get("dropped_share"), ".2%"),
         ])  # fmt: skip
     if not rows:
         return Html("")
-    return table(["variant", "MaxVio", "worst layer", "dropped"], rows,
-                 label="Balance at the end", note="Means over seeds.")  # fmt: skip
+    return table(
+        ["variant", "MaxVio", "95 % interval", f"against {ablation.analysis['reference']}",
+         "worst layer", "dropped"],
+        rows, label="Balance at the end", text_columns=(0, 3),
+        note="Means over seeds; lower is better. By layer below.",
+    )  # fmt: skip
 
 
 def _rates(ablation: Ablation) -> Html:
@@ -282,7 +294,7 @@ def _rates(ablation: Ablation) -> Html:
             continue
         edge = badge("at the edge", "unsure") if rate.get("at_edge") else "inside"
         tried = ", ".join(f"{lr:g}: {number(value)}" for lr, value in rate["tried"])
-        rows.append([name, f"{rate['chosen']:g}", edge, tried])
+        rows.append([name, number(rate["chosen"], "g"), edge, tried])
     if not rows:
         return Html("")
     return table(["variant", "chosen", "bracket", "tried: metric"], rows,
@@ -345,7 +357,7 @@ def _card(subject: Subject, groups: Mapping[str, Sequence[RunRecord]]) -> Html:
 
 def _again(subject: Subject, ablation: Ablation) -> Html:
     place = shlex.quote(str(subject.paths[0]))
-    command = ablation.spec.get("command")
+    command = ablation.about.get("command")
     if isinstance(command, list):
         command = shlex.join(command)
     commands = [command] if command else []

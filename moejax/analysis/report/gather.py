@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from moejax.analysis.ablation import analyse
+from moejax.analysis.ablation_record import ABLATION, PLAN, RESULTS, read_record
 from moejax.analysis.inspect import FOLDER as INSPECT_FOLDER
 from moejax.analysis.inspect import RESULT as INSPECT_RESULT
 from moejax.analysis.report.curves import Curves, read_curves
@@ -14,7 +16,7 @@ from moejax.cost import bill
 from moejax.training import run_config, run_dir
 from moejax.training.run_config import RunConfig
 
-ABLATION, RESULTS, PLAN, ANALYSIS = "ablation.json", "results.jsonl", "plan.json", "analysis.json"
+ANALYSIS = "analysis.json"
 _NOT_RUNS = ("checkpoints", "tensorboard", "tokenizer", INSPECT_FOLDER)
 
 
@@ -61,14 +63,14 @@ class Ablation:
     """An ablation folder's files.
 
     Attributes:
-      spec: ``ablation.json``.
+      about: ``ablation.json``, with the resolved ``spec``.
       plan: ``plan.json``; empty where there is none.
-      cells: lines of ``results.jsonl``.
+      cells: the last line of each cell in ``results.jsonl``.
       analysis: ``moejax.analysis.ablation.analyse``'s result.
       missing: ids of completed cells whose run directories are not there.
     """
 
-    spec: dict[str, Any]
+    about: dict[str, Any]
     plan: dict[str, Any]
     cells: list[dict[str, Any]]
     analysis: dict[str, Any]
@@ -186,21 +188,21 @@ def _read_run(path: pathlib.Path, name: str) -> RunRecord:
 
 
 def _gather_ablation(path: pathlib.Path) -> Subject:
-    spec = _json(path / ABLATION)
-    cells = _json_lines(path / RESULTS)
-    analysis = _json(path / ANALYSIS)
+    """Without ``results.jsonl``, as where results are kept for good, ``analysis.json`` is read."""
+    analysis = None if (path / RESULTS).is_file() else _json(path / ANALYSIS)
     if analysis is None:
-        from moejax.analysis.ablation import analyse
-
-        analysis = analyse(path)
+        record = read_record(path)
+        about, plan, cells, analysis = record.about, record.plan, record.rows, analyse(path)
+    else:
+        about, plan, cells = _json(path / ABLATION) or {}, _json(path / PLAN) or {}, ()
     folder = path / "runs"
     found = sorted(_with_config(folder)) if folder.is_dir() else []
     runs = [_read_run(run, run.name) for run in found]
     names = {run.name for run in runs}
     missing = [
-        cell["id"] for cell in cells if cell["status"] == "completed" and cell["id"] not in names
+        row["id"] for row in cells if row["status"] == "completed" and row["id"] not in names
     ]
-    ablation = Ablation(spec, _json(path / PLAN) or {}, cells, analysis, missing)
+    ablation = Ablation(about, plan, list(cells), analysis, missing)
     notes: list[str] = []
     bill_ = _bill([path], notes)
     return Subject("ablation", str(analysis["name"]), [path], runs, ablation, bill_, notes)
@@ -228,25 +230,4 @@ def _json(path: pathlib.Path) -> dict[str, Any] | None:
         raise UserError(f"{path}: cannot be read ({error}); restore the file") from None
     if not isinstance(found, dict):
         raise UserError(f"{path}: holds no JSON object; restore the file")
-    return found
-
-
-def _json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The objects in a file of lines; a last line that was cut off is left out."""
-    try:
-        lines = path.read_text().split("\n")[:-1]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); restore the file") from None
-    found = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            cell = json.loads(line)
-            cell["id"], cell["status"]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(
-                f"{path}, line {number}: is no cell's result; restore the file"
-            ) from None
-        found.append(cell)
     return found

@@ -86,7 +86,7 @@ caption{text-align:left;padding:0 0 .45rem;max-width:46rem}
 caption .title,figcaption .title{font-weight:640;color:var(--text);display:block;font-size:.95rem}
 caption .note{display:block;margin-top:.1rem}
 caption span{position:sticky;left:0;max-width:min(100cqi,46rem)}
-th,td{padding:.34rem .75rem;text-align:left;vertical-align:baseline;
+th,td{padding:.34rem .6rem;text-align:left;vertical-align:baseline;
  border-bottom:1px solid var(--grid)}
 th:first-child,td:first-child{padding-left:0}
 thead th{font-weight:600;color:var(--muted);border-bottom:1px solid var(--rule);

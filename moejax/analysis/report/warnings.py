@@ -31,6 +31,11 @@ def _of_ablation(ablation: Ablation) -> list[str]:
                 f"The best learning rate of {name} ({rate['chosen']:g}) lies at the edge of what "
                 "was tried: a better one may lie beyond."
             )
+    unfinished = ablation.analysis.get("missing") or []
+    if unfinished:
+        found.append(
+            f"The grid is not complete: {_count(len(unfinished), 'cell')} have not ended yet."
+        )
     failed = [cell for cell in ablation.cells if cell["status"] != "completed"]
     if failed:
         names = ", ".join(str(cell["id"]) for cell in failed[:MOST_NAMED])
