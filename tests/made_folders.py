@@ -161,7 +161,9 @@ def write_ablation(
         for budget, seed in itertools.product(budgets, range(seeds)):
             failed = key == "none" and budget == budgets[-1] and seed == seeds - 1
             loss = 2.4 + 3.0 * (budget / 256) ** -0.4 - 0.05 * (key == "bias")
-            bits = (loss + 0.002 * np.sin(7 * seed) + 0.0004 * np.sin(budget + 3 * number)) / LN2
+            draws = ([seed], [seed, number, budget])
+            shared, own = (np.random.default_rng(draw).normal() for draw in draws)
+            bits = (loss + 0.01 * shared + 0.005 * own) / LN2
             kind = "trunk" if budget == budgets[-1] else "branch"
             row = cell(f"{key}-s{seed}-{budget}", name, seed, budget, kind, rate, bits)
             if failed:

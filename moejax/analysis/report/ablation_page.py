@@ -33,6 +33,11 @@ def number(value: Any, form: str = ".4f") -> str:
     return format(value, form) if known else UNKNOWN
 
 
+def p_value(value: float | None) -> str:
+    """A probability of error."""
+    return "<0.001" if value is not None and value < 0.001 else number(value, ".3f")
+
+
 def between(interval: Sequence[float] | None, form: str = ".4f") -> str:
     """An interval in words."""
     if not interval or None in interval:
@@ -173,7 +178,7 @@ def _verdicts(ablation: Ablation) -> Html:
     left = (analysis.get("pooled") or {}).get("left_out") or {}
     note += "".join(f" Not in the pooled variance: {name} ({why})." for name, why in left.items())
     headings = ["variant", "verdict", "difference", "95 % interval", "p (Holm)", "mean", "seeds",
-                "seeds needed"]  # fmt: skip
+                "more needed"]  # fmt: skip
     listed = table(headings, rows, label=f"Against {analysis['reference']}", text_columns=(0, 1),
                    note=note)  # fmt: skip
     return join([listed, tag("ul", *said, class_="said") if said else ""])
@@ -189,8 +194,8 @@ def _verdict(variant: Mapping[str, Any], difference: Mapping[str, Any] | None, r
     verdict = difference["verdict"]
     return [
         badge(verdict, KINDS.get(verdict, "plain")), number(difference["mean"], "+.4f"),
-        between(difference["interval"], "+.4f"), number(difference.get("p_holm"), ".3g"), *own,
-        str(difference.get("seeds_needed") or UNKNOWN),
+        between(difference["interval"], "+.4f"), p_value(difference.get("p_holm")), *own,
+        number(difference.get("seeds_needed"), "d") if verdict == "cannot tell" else UNKNOWN,
     ]  # fmt: skip
 
 

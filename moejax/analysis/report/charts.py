@@ -203,7 +203,7 @@ def ticks(
         # Less than a decade: as on an even axis.
     raw = (high - low) / count
     size = 10.0 ** math.floor(math.log10(raw))
-    step = next(f * size for f in (1, 2, 5, 10) if f * size >= raw * (1 - 1e-9))
+    step = min((f * size for f in (1, 2, 5, 10)), key=lambda s: abs(math.log(s / raw)))
     step = max(step, 1.0) if whole else step
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)

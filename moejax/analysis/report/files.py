@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
+from moejax.analysis import figures
 from moejax.analysis.curves import save_figure
-from moejax.analysis.figures import plain
 from moejax.analysis.report.charts import Chart, Forest, HeatMap, LineChart, some, tick_label, ticks
 from moejax.analysis.report.style import LIGHT
 from moejax.analysis.report.svg import COLOURS, paint
@@ -50,6 +50,11 @@ def _figure(chart: Chart, height: float) -> tuple[plt.Figure, plt.Axes]:
     return made, axes
 
 
+def plain(label: str, most: int = 60) -> str:
+    """A label without mathematics and, since a figure has only so much room, not too long."""
+    return figures.plain(label if len(label) <= most else f"{label[: most - 1]}…")
+
+
 def _colour(number: int) -> str:
     return LIGHT[f"c{number % COLOURS}"]
 
@@ -60,7 +65,7 @@ def _line_chart(chart: LineChart) -> plt.Figure:
     for line in chart.lines:
         style = {"line": "-", "dashed": "--", "points": "o-"}[line.style]
         axes.plot(line.x, line.y, style, color=_colour(line.colour), linewidth=1.2, markersize=3.5,
-                  label=plain(line.label) or None)  # fmt: skip
+                  label=plain(line.label, 40) or None)  # fmt: skip
         if line.band is not None:
             axes.fill_between(line.x, *line.band, color=_colour(line.colour), alpha=0.2,
                               linewidth=0)  # fmt: skip
@@ -91,10 +96,10 @@ def _heat_map(chart: HeatMap) -> plt.Figure:
     rows, columns = chart.values.shape
     made, axes = _figure(chart, 1.3 + min(max(0.16 * rows, 0.5), 3.5))
     axes.imshow(paint(chart.values, chart.scale, chart.top), aspect="auto", interpolation="nearest")
-    axes.set_yticks(some(rows, 16), [plain(chart.rows[i]) for i in some(rows, 16)],
+    axes.set_yticks(some(rows, 16), [plain(chart.rows[i], 16) for i in some(rows, 16)],
                     fontsize="x-small")  # fmt: skip
     at = chart.column_ticks(50)
-    axes.set_xticks([place * columns - 0.5 for place, _ in at], [plain(name) for _, name in at],
+    axes.set_xticks([place * columns - 0.5 for place, _ in at], [plain(name, 16) for _, name in at],
                     fontsize="x-small")  # fmt: skip
     axes.set_xlabel(plain(chart.x_label))
     axes.set_ylabel(plain(chart.y_label))
@@ -124,7 +129,7 @@ def _forest(chart: Forest) -> plt.Figure:
         axes.plot([row.value], [i], "o", color=colour, markersize=5)
     if chart.log:
         axes.set_xscale("log")
-    axes.set_yticks(range(len(chart.rows)), [plain(row.label) for row in chart.rows])
+    axes.set_yticks(range(len(chart.rows)), [plain(row.label, 24) for row in chart.rows])
     axes.set_ylim(len(chart.rows) - 0.5, -0.5)
     axes.set_xlabel(plain(chart.x_label))
     axes.grid(alpha=0.25, axis="x")

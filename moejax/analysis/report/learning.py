@@ -10,6 +10,7 @@ from moejax.analysis.report.gather import RunRecord
 
 GRID = 160  # places at which the runs of a group are compared
 MOST_GROUPS = 12
+MOST_POINTS = 24  # that are drawn as points
 
 Groups = Mapping[str, Sequence[RunRecord]]
 
@@ -111,26 +112,27 @@ def _lines(groups: Groups, axis: str, read) -> list[Line]:
         seeds = []
         for run in runs:
             steps, values = read(run)
-            if len(steps):
-                seeds.append((run.curves.at(axis, steps), values))
-        seeds = [(x, y) for x, y in seeds if np.isfinite(x).any()]
+            x = run.curves.at(axis, steps)
+            if np.isfinite(x).any():
+                seeds.append((steps, x, values))
         if seeds:
             lines.append(_mean_line(label, seeds, number, few=read is _held_out))
     return lines
 
 
-def _mean_line(
-    label: str, seeds: Sequence[tuple[np.ndarray, np.ndarray]], colour: int, few: bool
-) -> Line:
-    """The mean of curves where all of them are known; few points are drawn as points."""
-    style = "points" if few and max(len(x) for x, _ in seeds) <= 24 else "line"
-    if len(seeds) == 1:
-        return Line(label, *seeds[0], None, colour, style)
-    low = max(float(np.nanmin(x)) for x, _ in seeds)
-    high = min(float(np.nanmax(x)) for x, _ in seeds)
-    longest = max(len(x) for x, _ in seeds)
-    grid = np.linspace(low, max(low, high), min(GRID, longest))
-    if style == "points" and all(np.array_equal(x, seeds[0][0]) for x, _ in seeds):
-        grid = seeds[0][0]
-    heights = np.array([np.interp(grid, x, y) for x, y in seeds])
-    return Line(label, grid, heights.mean(0), (heights.min(0), heights.max(0)), colour, style)
+def _mean_line(label: str, seeds: Sequence[tuple[np.ndarray, ...]], colour: int, few: bool) -> Line:
+    """The mean of curves at equal steps, as far as all go; few points are drawn as points.
+
+    Seconds and dollars differ from seed to seed, so their mean is taken as well.
+    """
+    longest = max((steps for steps, *_ in seeds), key=len)
+    style = "points" if few and len(longest) <= MOST_POINTS else "line"
+    end = min(steps[-1] for steps, *_ in seeds)
+    start = max(steps[0] for steps, *_ in seeds)
+    grid = longest[(longest >= start) & (longest <= end)]
+    if len(seeds) > 1 and len(grid) > GRID:
+        grid = np.linspace(grid[0], grid[-1], GRID)
+    x = np.mean([np.interp(grid, steps, place) for steps, place, _ in seeds], axis=0)
+    heights = np.array([np.interp(grid, steps, values) for steps, _, values in seeds])
+    band = None if len(seeds) == 1 else (heights.min(0), heights.max(0))
+    return Line(label, x, heights.mean(0), band, colour, style)

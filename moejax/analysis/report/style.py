@@ -57,7 +57,7 @@ h2{font-size:1.35rem;line-height:1.3;letter-spacing:-.01em;margin:3rem 0 .7rem;f
 h3{font-size:1.05rem;margin:1.9rem 0 .5rem;font-weight:650}
 p{margin:.5rem 0 .8rem;max-width:46rem}
 a{color:var(--link);text-underline-offset:.15em}
-.kicker,.note,caption .note,.legend,nav{color:var(--muted);font-size:.875rem;line-height:1.45}
+.kicker,.note,.legend,nav{color:var(--muted);font-size:.875rem;line-height:1.45}
 .kicker{margin:0}.lead{font-size:1.08rem}
 .toggle{float:right;font-size:.875rem;color:var(--muted);cursor:pointer;display:flex;gap:.4rem;
  align-items:center;margin-top:.1rem}
@@ -93,7 +93,7 @@ thead th{font-weight:600;color:var(--muted);border-bottom:1px solid var(--rule);
  vertical-align:bottom;white-space:nowrap}
 tbody th{font-weight:500}tbody th,tbody td{white-space:nowrap}
 tbody .long{white-space:normal;min-width:13rem;overflow-wrap:anywhere}
-tbody .long p{margin:.1rem 0 0;font-weight:400}
+tbody .long p{margin:.1rem 0 0;font-weight:400;font-size:inherit}
 .n{text-align:right;white-space:nowrap}
 tr.sum th,tr.sum td{font-weight:640;border-top:1px solid var(--rule)}
 pre{background:var(--code);border-radius:.5rem;padding:.75rem .9rem;overflow-x:auto;
@@ -101,7 +101,7 @@ pre{background:var(--code);border-radius:.5rem;padding:.75rem .9rem;overflow-x:a
 code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}
 .token{background:var(--panel);border-radius:.25rem;padding:.05rem .3rem;white-space:pre-wrap;
  font-family:ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:.92em}
-.badge{display:inline-block;border-radius:1rem;padding:.08rem .6rem;font-size:.8rem;
+.badge{display:inline-block;border-radius:1rem;padding:.08rem .6rem;font-size:.92em;
  font-weight:600;white-space:nowrap;background:var(--panel);color:var(--text)}
 .badge.good{background:var(--good-ground);color:var(--good)}
 .badge.bad{background:var(--bad-ground);color:var(--bad)}
@@ -161,7 +161,8 @@ _PAPER = """
 @page{margin:16mm 15mm}
 @media print{
  :root,:root:has(#theme:checked),:root:not(:has(#theme:checked)){LIGHT}
- body{font-size:10pt}.toggle{display:none}
+ html{font-size:10pt}body{font-size:10pt}thead,tbody tr:first-child{break-after:avoid}
+ .toggle{display:none}
  .layout{display:block;max-width:none;padding:0}
  h1{font-size:20pt}h2{font-size:13.5pt;margin-top:1.6rem}
  h2,h3,caption,summary{break-after:avoid}figure,tr,.cards div,.warnings li{break-inside:avoid}
