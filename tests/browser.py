@@ -79,7 +79,7 @@ class Browser:
 
 
 class Page:
-    """A page, what it asked the network for and what it complained of."""
+    """A page, what it asked the network for, what of it was blocked, and what it complained of."""
 
     def __init__(self, address: str):
         import websocket
@@ -87,6 +87,7 @@ class Page:
         self._socket = websocket.create_connection(address, timeout=PATIENCE, suppress_origin=True)
         self._count = 0
         self.requests: list[str] = []
+        self.blocked: list[str] = []
         self.complaints: list[str] = []
         self._loaded = False
 
@@ -108,6 +109,8 @@ class Page:
             address = values["request"]["url"]
             if not address.startswith("data:"):  # what a page holds itself
                 self.requests.append(address)
+        elif method == "Network.loadingFailed" and values.get("blockedReason"):
+            self.blocked.append(values["blockedReason"])
         elif method == "Log.entryAdded":
             self.complaints.append(values["entry"]["text"])
         elif method == "Runtime.consoleAPICalled":

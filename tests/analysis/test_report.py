@@ -18,6 +18,8 @@ from made_folders import (
     write_run,
 )
 
+from runs import train, write_config
+
 from moejax import cli
 from moejax.analysis.report import card
 from moejax.analysis.report.gather import gather
@@ -307,6 +309,18 @@ def test_the_report_lies_where_it_is_wanted(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert report("copy", "other")["output"] == "report.html"
     assert (tmp_path / "report.html").exists() and other.exists()
+
+
+@pytest.mark.slow
+def test_a_trained_run_is_inspected_and_shown(tmp_path):
+    assert train(write_config(tmp_path), tmp_path / "run", "checkpoint.keep_newest=9") == 0
+    result = report(tmp_path / "run")
+    found = outline(result["output"])
+    assert (tmp_path / "run" / "inspect" / "inspect.json").exists()
+    for part in ("Routers on held-out text", "Selection bias, layer 1", "MaxVio of held-out text",
+                 "Load over time, layer 1", "Router saturation", "Co-activation, layer 1",
+                 "Specialisation by token id", "$0.0", "moejax inspect --workdir"):  # fmt: skip
+        assert part in found.text, part
 
 
 # Bad input: one line, status 2, nothing written.
