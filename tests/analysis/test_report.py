@@ -17,7 +17,6 @@ from made_folders import (
     write_inspection,
     write_run,
 )
-
 from runs import train, write_config
 
 from moejax import cli

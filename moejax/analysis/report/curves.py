@@ -6,11 +6,12 @@ spaced lines.
 """
 
 import dataclasses
+import io
 import json
 import math
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Float
@@ -28,6 +29,7 @@ AXES = {
 }
 
 Row = dict[str, Any]
+Place = tuple[int, int]  # number of a line and where it begins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,30 +85,44 @@ def read_curves(folder: pathlib.Path) -> Curves:
     """
     path = folder / FILE
     try:
-        data = path.read_bytes()
+        with open(path, "rb") as file:
+            return _read(path, file)
     except FileNotFoundError:
-        data = b""
+        return _read(path, io.BytesIO())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); restore the file") from None
-    lines = data.split(b"\n")[:-1]
-    training: list[int] = []
-    steps, losses, checks = [], [], []
-    for number, line in enumerate(lines):
-        step, loss = _head(path, number, line)
+
+
+def _read(path: pathlib.Path, file: BinaryIO) -> Curves:
+    """Goes through all lines once, and back to those that are read in full."""
+    training: list[Place] = []
+    checks: list[Place] = []
+    steps, losses, offset = [], [], 0
+    for number, line in enumerate(file):
+        if not line.endswith(b"\n"):
+            break
+        step, loss = _head(path, number, line[:-1])
+        place = (number, offset)
+        offset += len(line)
         if loss is None:
-            checks.append(number)
+            checks.append(place)
         else:
-            training.append(number)
+            training.append(place)
             steps.append(step)
             losses.append(loss)
-    whole = lambda numbers: [_whole(path, n, lines[n]) for n in numbers]
-    parsed = whole(_spread(checks))
+    parsed = [_at(path, file, place) for place in _spread(checks)]
     return Curves(
         *_stretches(np.array(steps, float), np.array(losses, float)),
-        rows=whole(_spread(training)),
+        rows=[_at(path, file, place) for place in _spread(training)],
         validation=[row for row in parsed if "val_loss" in row],
         logged=len(training),
     )
+
+
+def _at(path: pathlib.Path, file: BinaryIO, place: Place) -> Row:
+    number, offset = place
+    file.seek(offset)
+    return _whole(path, number, file.readline())
 
 
 def _head(path: pathlib.Path, number: int, line: bytes) -> tuple[float, float | None]:
@@ -141,7 +157,7 @@ def _whole(path: pathlib.Path, number: int, line: bytes) -> Row:
     return row
 
 
-def _spread(numbers: Sequence[int]) -> list[int]:
+def _spread(numbers: Sequence[Place]) -> list[Place]:
     """At most ``POINTS`` of them, evenly spaced, the first and the last among them."""
     if len(numbers) <= POINTS:
         return list(numbers)

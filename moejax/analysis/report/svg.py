@@ -185,7 +185,7 @@ def _describe(chart: LineChart) -> str:
 def _heat_map(chart: HeatMap) -> tuple[Html, str]:
     rows = len(chart.values)
     left = 14 + 6.2 * min(max((len(name) for name in chart.rows), default=1), 16)
-    cell = min(max(150 / max(rows, 1), 5), 18)
+    cell = min(max(150 / rows, min(5.0, 240 / rows)), 18.0)
     height = rows * cell
     top, width = 34, WIDTH - RIGHT - left
     image = base64.b64encode(_png(_colours(chart))).decode()
