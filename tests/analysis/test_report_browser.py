@@ -136,7 +136,7 @@ def test_a_hundred_long_runs(chromium, tmp_path):
     first = write_run(folder / "run0", steps=10_000, lines=lines)
     for i in range(1, 100):
         run = write_run(folder / f"run{i}", steps=10_000, seed=i % 5, lines=b"{}\n",
-                        bias_step=0.001 * (1 + i // 5))  # fmt: skip
+                        bias_step=(1 + i // 5) / 1000)  # fmt: skip
         (run / "metrics.jsonl").unlink()
         (run / "metrics.jsonl").hardlink_to(first / "metrics.jsonl")
     begun, used = time.monotonic(), time.process_time()

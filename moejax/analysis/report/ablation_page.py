@@ -24,6 +24,7 @@ from moejax.cost import text
 
 KINDS = {"better": "good", "worse": "bad", "cannot tell": "unsure"}
 OUTCOMES = {"agrees in direction": "good", "disagrees": "bad", "cannot tell": "unsure"}
+MOST_SENTENCES = 6  # beyond, they are folded away
 MOST_CELLS = 16  # beyond, the table of cells is folded away
 
 
@@ -112,7 +113,9 @@ def sections(subject: Subject) -> tuple[list[Section], list[Chart]]:
     ladder = ablation_charts.by_budget(ablation)
     rates = ablation_charts.learning_rates(ablation)
     health = ablation_charts.balance(ablation)
-    curves = learning.group_charts(set_page.best_groups(groups), what="variant") if groups else []
+    kept = set_page.best_groups(groups, always=ablation.analysis["reference"])
+    order = list(ablation.analysis["variants"])
+    curves = learning.group_charts(kept, what="variant", order=order) if kept else []
     looked, drawn = set_page.inspections({name: runs[0] for name, runs in groups.items() if runs})
     made = [
         Section("verdicts", "Verdicts", join([_verdicts(ablation), gallery(verdicts)])),
@@ -181,7 +184,10 @@ def _verdicts(ablation: Ablation) -> Html:
                 "more needed"]  # fmt: skip
     listed = table(headings, rows, label=f"Against {analysis['reference']}", text_columns=(0, 1),
                    note=note)  # fmt: skip
-    return join([listed, tag("ul", *said, class_="said") if said else ""])
+    words = tag("ul", *said, class_="said") if said else Html("")
+    if len(said) > MOST_SENTENCES:
+        words = details("Each verdict as a sentence", words)
+    return join([listed, words])
 
 
 def _verdict(variant: Mapping[str, Any], difference: Mapping[str, Any] | None, reference: bool):

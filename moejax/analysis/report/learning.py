@@ -9,7 +9,7 @@ from moejax.analysis.report.curves import AXES
 from moejax.analysis.report.gather import RunRecord
 
 GRID = 160  # places at which the runs of a group are compared
-MOST_GROUPS = 12
+MOST_GROUPS = 8
 MOST_POINTS = 24  # that are drawn as points
 
 Groups = Mapping[str, Sequence[RunRecord]]
@@ -59,12 +59,13 @@ def note(run: RunRecord) -> str:
     return said
 
 
-def group_charts(groups: Groups, *, what: str) -> list[LineChart]:
+def group_charts(groups: Groups, *, what: str, order: Sequence[str]) -> list[LineChart]:
     """Held-out loss of groups over four axes, then their training loss over tokens.
 
     Args:
       groups: runs that differ in their seed only, by the group's name.
       what: what the groups are, in words: ``variant``.
+      order: of all groups there are, which gives each its colour.
     """
     caption = (
         f"One curve a {what}: the mean over its seeds; the band reaches from the lowest seed to "
@@ -72,7 +73,7 @@ def group_charts(groups: Groups, *, what: str) -> list[LineChart]:
     )
     charts = []
     for axis, label in AXES.items():
-        lines = _lines(groups, axis, _held_out)
+        lines = _lines(groups, axis, _held_out, order)
         if lines:
             charts.append(LineChart(
                 f"held-out-{axis}", f"Held-out loss over {_short(axis)}", "" if charts else caption,
@@ -82,7 +83,7 @@ def group_charts(groups: Groups, *, what: str) -> list[LineChart]:
         ("loss", "training", "Training loss over tokens", "nats per token", False),
         ("router/max_violation", "max-violation", "MaxVio over tokens", "MaxVio of a batch", True),
     ):
-        lines = _lines(groups, "tokens", lambda run, field=field: _logged(run, field))
+        lines = _lines(groups, "tokens", lambda run, field=field: _logged(run, field), order)
         if lines:
             more = " Mean over layers; 0 is perfect balance." if zero else ""
             charts.append(LineChart(
@@ -106,9 +107,9 @@ def _logged(run: RunRecord, field: str) -> tuple[np.ndarray, np.ndarray]:
     return run.curves.series(field)
 
 
-def _lines(groups: Groups, axis: str, read) -> list[Line]:
+def _lines(groups: Groups, axis: str, read, order: Sequence[str]) -> list[Line]:
     lines = []
-    for number, (label, runs) in enumerate(groups.items()):
+    for label, runs in groups.items():
         seeds = []
         for run in runs:
             steps, values = read(run)
@@ -116,7 +117,8 @@ def _lines(groups: Groups, axis: str, read) -> list[Line]:
             if np.isfinite(x).any():
                 seeds.append((steps, x, values))
         if seeds:
-            lines.append(_mean_line(label, seeds, number, few=read is _held_out))
+            colour = order.index(label)
+            lines.append(_mean_line(label, seeds, colour, few=read is _held_out))
     return lines
 
 

@@ -76,7 +76,7 @@ def sections(subject: Subject) -> tuple[list[Section], list[Chart]]:
     """The sections, and the figures in them."""
     groups = groups_of(subject.runs)
     kept = best_groups(groups)
-    charts = learning.group_charts(kept, what="config")
+    charts = learning.group_charts(kept, what="config", order=list(groups))
     said = ""
     if len(kept) < len(groups):
         said = f"Of {len(groups)} configs, the {len(kept)} with the lowest held-out loss are drawn."
@@ -100,12 +100,12 @@ def sections(subject: Subject) -> tuple[list[Section], list[Chart]]:
     return made, [*charts, *drawn]
 
 
-def best_groups(groups: Groups) -> Groups:
-    """At most as many groups as a figure can show: those with the lowest held-out loss."""
+def best_groups(groups: Groups, always: str = "") -> Groups:
+    """At most as many groups as a figure can show: the lowest held-out losses, and one by name."""
     if len(groups) <= learning.MOST_GROUPS:
         return groups
     mean = lambda name: np.mean([b for b in map(bits, groups[name]) if b is not None] or [np.inf])
-    kept = sorted(groups, key=mean)[: learning.MOST_GROUPS]
+    kept = sorted(groups, key=lambda name: (name != always, mean(name)))[: learning.MOST_GROUPS]
     return {name: runs for name, runs in groups.items() if name in kept}
 
 
@@ -125,7 +125,8 @@ def _by_group(groups: Groups) -> Html:
         found = interval(values)
         mean = UNKNOWN if not values else f"{np.mean(values):.4f}"
         spread = UNKNOWN if found is None else f"{np.std(values, ddof=1):.4f}"
-        between = "one seed" if found is None else f"{found[1]:.4f} to {found[2]:.4f}"
+        alone = "one seed" if values else UNKNOWN
+        between = alone if found is None else f"{found[1]:.4f} to {found[2]:.4f}"
         rows.append([name, len(runs), len(runs) - len(values), mean, spread, between])
     return table(
         ["config", "runs", "unfinished", "bits per byte", "sd", "95 % interval"], rows,

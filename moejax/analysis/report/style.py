@@ -147,7 +147,9 @@ svg text.name,svg text.reference{paint-order:stroke;stroke:var(--ground);stroke-
 .curve{fill:none;stroke-width:1.7;stroke-linejoin:round}
 .curve.dashed{stroke-dasharray:5 3}.curve.points{stroke-width:1}
 .dots{fill:none;stroke-width:5;stroke-linecap:round}
-.band{opacity:.2;stroke:none}
+.band{opacity:.2;stroke:none}.band.thin{opacity:.09}
+.curve.late{stroke-dasharray:4 3}.key.late{border-top-style:dashed}
+.key.points.late{background:none;border:2px solid currentColor}
 path.reference{stroke:var(--muted);stroke-dasharray:2 3;fill:none}
 svg text.reference{font-size:10px}
 .zero{stroke:var(--text);stroke-width:1;fill:none}.margin{fill:var(--panel)}

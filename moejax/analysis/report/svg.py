@@ -15,6 +15,7 @@ from moejax.analysis.report.charts import (
     Forest,
     HeatMap,
     Interval,
+    Line,
     LineChart,
     some,
     tick_label,
@@ -45,6 +46,12 @@ def figure(chart: Chart) -> Html:
     )  # fmt: skip
 
 
+def _colour(line: Line, letter: str) -> str:
+    """The classes of a curve's colour; beyond as many as there are, they come again, dashed."""
+    late = " late" if line.colour >= COLOURS and line.label else ""
+    return f"{letter}{line.colour % COLOURS}{late}"
+
+
 def _legend(chart: Chart) -> Html:
     if not isinstance(chart, LineChart):
         return Html("")
@@ -52,7 +59,7 @@ def _legend(chart: Chart) -> Html:
     if len(named) < 2:
         return Html("")
     items = [
-        tag("li", tag("span", class_=f"key {line.style} k{line.colour % COLOURS}"), line.label)
+        tag("li", tag("span", class_=f"key {line.style} {_colour(line, 'k')}"), line.label)
         for line in named
     ]
     return tag("ul", *items, class_="legend")
@@ -110,9 +117,10 @@ def _line_chart(chart: LineChart) -> tuple[Html, str]:
     for line in chart.lines:
         if line.band is not None:
             area = _area(x(line.x), y(line.band[0]), y(line.band[1]))
-            parts.append(_path(f"band f{line.colour % COLOURS}", area))
+            thin = " thin" if len(chart.lines) > 4 else ""
+            parts.append(_path(f"band{thin} f{line.colour % COLOURS}", area))
     for line in chart.lines:
-        stroke = f"curve {line.style} s{line.colour % COLOURS}"
+        stroke = f"curve {line.style} {_colour(line, 's')}"
         parts.append(_path(stroke, _polyline(x(line.x), y(line.y))))
         if line.style == "points":
             dots = _dots(x(line.x), y(line.y))
@@ -129,11 +137,15 @@ def _frame(x: _Axis, y: _Axis, chart: LineChart) -> list[str]:
         at = y(value)
         parts.append(_path("grid", f"M{LEFT} {at:.1f}H{WIDTH - RIGHT}"))
         parts.append(_text(LEFT - 5, at + 3.5, label, "end"))
+    end = 0.0  # of the label before
     for value, label in x.ticks(4):
         at = x(value)
         parts.append(_path("tick", f"M{at:.1f} {floor}v4"))
         label = label if not chart.money else _money(label)
-        parts.append(_text(at, floor + 15, label, "middle"))
+        half = 3.2 * len(label)
+        if at - half > end:
+            parts.append(_text(at, floor + 15, label, "middle"))
+            end = at + half + 3
     parts.append(_path("axis", f"M{LEFT} {floor}H{WIDTH - RIGHT}"))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 5, chart.x_label, "middle label"))
     parts.append(_text(4, 11, chart.y_label, "label"))
@@ -195,8 +207,7 @@ def _heat_map(chart: HeatMap) -> tuple[Html, str]:
         f'<rect class="frame" x="{left:.1f}" y="{top}" width="{width:.1f}" height="{height:.1f}"/>',
     ]
     for i in some(rows, height / 12):
-        name = chart.rows[i]
-        shown = name if len(name) <= 16 else f"{name[:15]}…"
+        shown = _cut(chart.rows[i], 16)
         parts.append(_text(left - 5, top + (i + 0.5) * cell + 3.5, shown, "end"))
     for place, name in chart.column_ticks(width / 6):
         parts.append(_text(left + place * width, top + height + 14, name, "middle"))
@@ -204,6 +215,10 @@ def _heat_map(chart: HeatMap) -> tuple[Html, str]:
     parts.append(_text(4, 11, chart.y_label, "label"))
     parts += _scale(chart)
     return _svg(parts, height=top + height + 34), _describe_heat(chart)
+
+
+def _cut(name: str, most: int) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def _scale(chart: HeatMap) -> list[str]:
@@ -308,7 +323,7 @@ def _forest_limits(chart: Forest) -> tuple[float, float]:
 
 def _interval(x: _Axis, interval: Interval, top: float) -> list[str]:
     parts = [
-        _text(10, top + 12, interval.label, "name"),
+        _text(10, top + 12, _cut(interval.label, 56 - len(interval.text)), "name"),
         _text(WIDTH - 10, top + 12, interval.text, "end"),
     ]
     if not math.isfinite(interval.value):
