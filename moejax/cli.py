@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     _format(inspect)
     _evaluate_flags(command("evaluate", _evaluate, "what a trained model makes of held-out text by "
                             "domain, and of lm-evaluation-harness's tasks"))  # fmt: skip
+    _report_flags(command("report", _report, "one HTML file on a run, several, or an ablation"))
     _hugging_face_flags(command)
     summary = "a run of an MoE model from a dense run, with the same outputs at first"
     _upcycle_flags(command("upcycle", _upcycle, summary, config=False))
@@ -116,6 +117,19 @@ def _evaluate_flags(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--output", metavar="DIR", help="folder for evaluate.json; the run's "
                           "folder if left out")  # fmt: skip
     _format(evaluate)
+
+
+def _report_flags(report: argparse.ArgumentParser) -> None:
+    report.add_argument("directories", nargs="+", metavar="DIR", help="a run's folder, an "
+                        "ablation's, a folder of runs, or several")  # fmt: skip
+    report.add_argument("--output", metavar="FILE.html", help="report.html in the folder if left "
+                        "out, or here where there are several")  # fmt: skip
+    report.add_argument("--figures", default="none", metavar="KIND,KIND", help="figures as files "
+                        "beside the report, too: png, svg or none")  # fmt: skip
+    report.add_argument("--inspect", action=argparse.BooleanOptionalAction, default=True,
+                        help="measure the routers of a single run that moejax inspect has not "
+                        "looked at yet")  # fmt: skip
+    _format(report)
 
 
 def _hugging_face_flags(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -353,6 +367,16 @@ def _evaluate(options: argparse.Namespace) -> int:
         lm_eval=options.lm_eval, limit=options.limit,
     )  # fmt: skip
     _print(options, result, format_evaluation(result))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from moejax.analysis.report import command
+
+    result = command.report(
+        options.directories, output=options.output, figures=options.figures, inspect=options.inspect
+    )
+    _print(options, result, command.format_report(result))
     return 0
 
 

@@ -96,7 +96,8 @@ def build(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
     built = {}
     for name, value in values.items():
         where = f"{path}.{name}" if path else str(name)
-        check(name in fields, where, value, f"no such field; {nearest(name, fields)}")
+        if name not in fields:  # the nearest name is looked for only then: it takes long
+            raise ConfigError(where, value, f"no such field; {nearest(name, fields)}")
         built[name] = _convert(hints[name], value, where)
     for name, field in fields.items():
         required = (
@@ -119,13 +120,14 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         (kind,) = [a for a in args if a is not type(None)]
         return _convert(kind, value, where)
     if origin is typing.Literal:
+        if value in args:
+            return value
         hint = (
             nearest(value, args)
             if isinstance(value, str)
             else f"one of {', '.join(map(repr, args))}"
         )
-        check(value in args, where, value, f"not a possible value; {hint}")
-        return value
+        raise ConfigError(where, value, f"not a possible value; {hint}")
     if dataclasses.is_dataclass(kind):
         return value if isinstance(value, kind) else build(kind, value, where)
     if origin is tuple:

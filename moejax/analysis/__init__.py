@@ -11,6 +11,7 @@
     inspect_figures its figures
     bills           published bills, lenses and sensitivities, for the notebooks
     links           one run on chips with other links
+    report          `moejax report`: one HTML file on a run, several or an ablation
     budgets         what scaling laws advise over budgets
     statistics      paired differences, verdicts and the seeds that they need
     multipliers     how many times fewer FLOPs or dollars for the same loss

@@ -13,31 +13,43 @@ _USES = {
     "steps": "training", "redone": "redone steps", "stalls": "stalls",
     "around": "start-up, compilation, evaluation, checkpoints",
 }  # fmt: skip
+_REFUSED = "not counted"
 
 
 def format_ledger(summary: Mapping[str, Any]) -> str:
     """``moejax.cost.bill.summarize``'s result as text."""
+    lines = [
+        f"{label:<7} {line}" if label != _REFUSED else f"{label}: {line}"
+        for label, line in ledger_lines(summary)
+    ]
+    return "\n".join([text.columns(ledger_rows(summary), left=4), "", *lines])
+
+
+def ledger_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What stands below the table of runs, as (label, text): uses, phases, prices, plans."""
     runs, total = summary["runs"], summary["total"]
     all_in = total["all_in"]
-    lines = [
-        text.columns(_rows(runs, total), left=4),
-        "",
-        *(f"went to {line}" for line in _made_of(total)),
-        f"time    {_phases(runs)}",
-        *(f"redone  {line}" for line in _redone(runs)),
-        *(f"idle    {line}" for line in _idle(runs)),
-        *(f"sent    {line}" for run in runs for line in _sent(run)),
-        f"energy  {text.energy(all_in['energy_kwh'])}, {text.carbon(all_in['co2_kg'])} "
-        f"({'; '.join(dict.fromkeys(run['energy_source'] for run in runs))}, all in)",
-        f"prices  {'; '.join(_prices(runs))}",
-        *(f"plan    {line}" for run in runs for line in _plan(run)),
-        *(f"not counted: {message}" for message in summary["unreadable"]),
+    sources = "; ".join(dict.fromkeys(run["energy_source"] for run in runs))
+    energy = f"{text.energy(all_in['energy_kwh'])}, {text.carbon(all_in['co2_kg'])}"
+    return [
+        *(("went to", line) for line in _made_of(total)),
+        ("time", _phases(runs)),
+        *(("redone", line) for line in _redone(runs)),
+        *(("idle", line) for line in _idle(runs)),
+        *(("sent", line) for run in runs for line in _sent(run)),
+        ("energy", f"{energy} ({sources}, all in)"),
+        ("prices", "; ".join(_prices(runs))),
+        *(("plan", line) for run in runs for line in _plan(run)),
+        *((_REFUSED, message) for message in summary["unreadable"]),
     ]
-    return "\n".join(lines)
 
 
-def _rows(runs: Sequence[Mapping[str, Any]], total: Mapping[str, Any]) -> list[Sequence[str]]:
-    """Runs, subtotals where there are several, and totals; owners' dollars where any are known."""
+def ledger_rows(summary: Mapping[str, Any]) -> list[Sequence[str]]:
+    """The table of runs, headings first.
+
+    Runs, subtotals where there are several, and totals; owners' dollars where any are known.
+    """
+    runs, total = summary["runs"], summary["total"]
     owned = any(run["dollars_owned"] is not None for run in runs)
     rows: list[Sequence[str]] = [(
         "run", "stage", "status", "devices", "wall", "device-h", "dollars",

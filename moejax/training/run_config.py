@@ -128,7 +128,10 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
     )  # fmt: skip
     known = {f.name for f in dataclasses.fields(RunConfig)} | {"moe", "router"}
     for name in values:
-        check(name in known, name, values[name], f"no such block; {mechanism.nearest(name, known)}")
+        if name not in known:
+            raise ConfigError(
+                name, values[name], f"no such block; {mechanism.nearest(name, known)}"
+            )
     check("model" in values, "model", None, "has no default; add the block to the config")
     check("train" in values, "train", None, "has no default; add the block to the config")
     model_values = values["model"]
