@@ -1,0 +1,131 @@
+"""Small runs that a notebook trains while it is read, from the quickstart's config scaled down.
+
+``MOEJAX_NOTEBOOK_SMALL=1`` makes them smaller still, for the tests; ``MOEJAX_NOTEBOOK_RUNS`` is
+where they are kept (``../runs/notebooks``, as seen from the notebooks' folder, unless set). A run
+that is there already is not trained again.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+from moejax import config as mechanism
+from moejax.analysis.figures import BLUE, GREEN, GREY, RED, panel
+from moejax.training import run_config
+from moejax.training.metrics import read_metrics
+from moejax.training.train import train
+
+# Notebooks run in their own folder.
+QUICKSTART = pathlib.Path("..", "experiments", "quickstart.py")
+SMALL, RUNS = "MOEJAX_NOTEBOOK_SMALL", "MOEJAX_NOTEBOOK_RUNS"
+COLOURS = (BLUE, RED, GREEN, GREY, "#8a6bb1", "#d9a441", "#3b9c9c")
+
+# Edits of experiments/quickstart.py. A bias step ten times V3's, since runs are short.
+SCALED = {
+    "model.d_model": 64, "model.num_layers": 3, "model.vocab_size": 1024,
+    "model.embedding_multiplier": 8.0,
+    "moe.num_experts": 16, "moe.d_expert": 32,
+    "data.bpe_vocab_size": 1024, "data.bpe_sample_bytes": 1_000_000,
+    "data.max_validation_bytes": 100_000,
+    "train.steps": 200, "train.batch_size": 16, "train.log_every": 4, "train.eval_every": 0,
+    "train.sample_tokens": 0, "checkpoint.every_steps": 200, "cost.final": False,
+}  # fmt: skip
+# A model of bytes: no tokenizer to train, and little to compile.
+TINY = SCALED | {
+    "model.d_model": 32, "model.num_layers": 2, "model.first_k_dense": 0, "model.vocab_size": 257,
+    "moe.num_experts": 8, "moe.d_expert": 16, "data.tokenizer": "bytes",
+    "data.max_validation_bytes": 20_000,
+    "train.steps": 60, "train.batch_size": 8, "train.seq_len": 64, "checkpoint.every_steps": 60,
+}  # fmt: skip
+
+
+def small() -> bool:
+    """Whether this is the small mode of the tests."""
+    return os.environ.get(SMALL, "") not in ("", "0")
+
+
+def folder(name: str) -> pathlib.Path:
+    """Where a run is kept; runs of the small mode lie apart from the others."""
+    root = os.environ.get(RUNS) or pathlib.Path("..", "runs", "notebooks")
+    return pathlib.Path(root) / ("small" if small() else "full") / name
+
+
+def config(edits: Mapping[str, Any] | None = None) -> run_config.RunConfig:
+    """The quickstart's config scaled down, with further edits.
+
+    Args:
+      edits: values by dotted name; a whole block replaces one (``"router": {...}``).
+
+    Raises:
+      ConfigError: a field that does not exist, or values that do not go together.
+    """
+    blocks = mechanism.load(str(QUICKSTART), [])
+    for name, value in {**(TINY if small() else SCALED), **(edits or {})}.items():
+        *outer, last = name.split(".")
+        block = blocks
+        for part in outer:
+            block = block.setdefault(part, {})
+        block[last] = value
+    return run_config.from_dict(blocks)
+
+
+def run(name: str, edits: Mapping[str, Any] | None = None) -> pathlib.Path:
+    """Trains a run, quietly, unless its folder holds it finished; returns the folder.
+
+    What ``moejax train`` says on the way goes to ``notebook.log`` beside the run's folder.
+
+    Raises:
+      ConfigError: edits that cannot be used, or a folder that holds a run of another config.
+      RunFailed: the run stopped on an error.
+    """
+    where, chosen = folder(name), config(edits)
+    where.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        open(where.parent / "notebook.log", "a") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        train(chosen, str(where))
+    return where
+
+
+def runs(variants: Mapping[str, Mapping[str, Any]], seed: int = 0) -> dict[str, pathlib.Path]:
+    """Trains a run of each variant, by name; names are those of their folders."""
+    return {
+        name: run(f"{name}-seed{seed}", {**edits, "seed": seed})
+        for name, edits in variants.items()
+    }  # fmt: skip
+
+
+def curve(where: pathlib.Path, measure: str) -> tuple[Float[np.ndarray, " n"], ...]:
+    """Steps and values of a measure of ``metrics.jsonl``, where it was written."""
+    rows = [row for row in read_metrics(where) if row.get(measure) is not None]
+    return np.array([row["step"] for row in rows]), np.array([row[measure] for row in rows])
+
+
+def summary(where: pathlib.Path) -> dict[str, Any]:
+    """What ``summary.json`` holds."""
+    return json.loads((where / "summary.json").read_text())
+
+
+def plot_curves(found: Mapping[str, pathlib.Path], measures: Mapping[str, str]) -> Figure:
+    """A panel for each measure over steps, a line for each run.
+
+    Args:
+      found: folders by name.
+      measures: the axis's label by measure.
+    """
+    figure, panels = panel(4.2 * len(measures), 3.2, columns=len(measures))
+    for axes, (measure, label) in zip(panels, measures.items(), strict=True):
+        for (name, where), colour in zip(found.items(), COLOURS, strict=False):
+            axes.plot(*curve(where, measure), color=colour, linewidth=1.2, label=name)
+        axes.set(xlabel="step", ylabel=label)
+    panels[0].legend(frameon=False, fontsize=8)
+    return figure
