@@ -65,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     ledger.add_argument("directories", nargs="+", metavar="DIR", help="run folders, or folders of")
     _format(ledger)
 
+    _ablate_flags(command("ablate", _ablate, "variants at equal budgets, over seeds", config=True))
+
     tokenize = command("tokenize", _tokenize, "write a corpus as tokenised shards", config=True)
     tokenize.add_argument("--out", required=True, metavar="DIR", help="folder for the shards")
     _format(tokenize)
@@ -89,6 +91,16 @@ def _parser() -> argparse.ArgumentParser:
     _upcycle_flags(command("upcycle", _upcycle, summary, config=False))
     _bench_flags(command("bench", _bench, "measure speed beside what it is to be compared with"))
     return parser
+
+
+def _ablate_flags(ablate: argparse.ArgumentParser) -> None:
+    ablate.add_argument("--workdir", required=True, metavar="DIR", help="the ablation's folder; "
+                        "the same command goes on with what is missing")  # fmt: skip
+    ablate.add_argument("--dry-run", action="store_true", help="the plan and its bill, no more")
+    ablate.add_argument("--processes", type=int, default=0, metavar="N", help="cells at once, each "
+                        "a process on its share of the machine; one after another in this one if "
+                        "left out")  # fmt: skip
+    _format(ablate)
 
 
 def _hugging_face_flags(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -234,6 +246,21 @@ def _ledger(options: argparse.Namespace) -> int:
     summary = summarize(options.directories)
     _print(options, summary, format_ledger(summary))
     return 0
+
+
+def _ablate(options: argparse.Namespace) -> int:
+    import shlex
+
+    from moejax.ablation import run, spec, text
+
+    outcome = run.ablate(
+        spec.load(options.config, options.overrides), options.workdir,
+        processes=options.processes, dry_run=options.dry_run, bill_process=True,
+        command=shlex.join(["moejax", *options.arguments]),
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )  # fmt: skip
+    _print(options, outcome, "" if options.dry_run else text.format_outcome(outcome))
+    return 0 if outcome["status"] in ("planned", "completed") else 1
 
 
 def _tokenize(options: argparse.Namespace) -> int:

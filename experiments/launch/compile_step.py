@@ -50,8 +50,9 @@ def compile_step(path: str, overrides: list[str]) -> dict:
     from moejax.training import run_config
     from moejax.training.optimizers import learning_rate, make_optimizer
     from moejax.training.prepare import layout_of, placement_of
+    from moejax.training.schedules import Hyper
     from moejax.training.state import make_init
-    from moejax.training.step import Batch, make_train_step
+    from moejax.training.step import Batch, make_shared_step
 
     started = time.monotonic()
     config = run_config.load(path, overrides)
@@ -61,9 +62,9 @@ def compile_step(path: str, overrides: list[str]) -> dict:
     optimizer = make_optimizer(config.optim, train.steps)
     with jax.set_mesh(mesh):
         _, state = make_init(model, optimizer, mesh)
-        step = make_train_step(
-            model, optimizer, learning_rate(config.optim, train.steps), 0, train.mtp_schedule
-        )
+        rate = learning_rate(config.optim, train.steps)
+        hyper = Hyper(np.uint32(config.seed), rate, train.mtp_schedule)
+        step = make_shared_step(model, config.optim)
         parts = train.micro_batches
         rows = jax.ShapeDtypeStruct(
             (parts, train.batch_size // parts, train.seq_len), np.int32,
@@ -71,14 +72,14 @@ def compile_step(path: str, overrides: list[str]) -> dict:
         )  # fmt: skip
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
         lowered = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(
-            state, Batch(rows, rows, rows, rows)
+            state, Batch(rows, rows, rows, rows), hyper
         )
         seconds = {"lower": time.monotonic() - started}
         memory = lowered.compile().memory_analysis()
     seconds["total"] = time.monotonic() - started
     params = counts.count(model, train.seq_len).params
     local = lambda leaf: math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-    batch_bytes = 4 * local(rows)
+    other_bytes = 4 * local(rows) + sum(leaf.nbytes for leaf in jax.tree.leaves(hyper))
     placement = placement_of(config, layout_of(config.mesh, mesh.size))
     counted = memory_parts(model, hardware="cpu", seq_len=train.seq_len, placement=placement)
     return {
@@ -87,7 +88,7 @@ def compile_step(path: str, overrides: list[str]) -> dict:
         "params": params.total + params.mtp,
         "counted_bytes": counted["weights"] + counted["optimizer"],
         "sharded_bytes": sum(local(leaf) for leaf in jax.tree.leaves(state)),
-        "state_bytes": memory.argument_size_in_bytes - batch_bytes,
+        "state_bytes": memory.argument_size_in_bytes - other_bytes,
         "temp_bytes": memory.temp_size_in_bytes,
         "planned_temp_bytes": sum(
             counted[name] for name in ("gradients", "activations", "working")

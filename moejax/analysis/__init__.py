@@ -12,6 +12,9 @@
     bills           published bills, lenses and sensitivities, for the notebooks
     links           one run on chips with other links
     budgets         what scaling laws advise over budgets
+    statistics      paired differences, verdicts and the seeds that they need
+    multipliers     how many times fewer FLOPs or dollars for the same loss
+    ablation        what an ablation found; ablation_record reads it, ablation_text shows it
 
 Nothing here is imported by training, but for the curve that every run ends with.
 """

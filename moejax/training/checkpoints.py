@@ -22,7 +22,7 @@ import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from moejax.config import check_not_negative, check_positive
+from moejax.config import check, check_not_negative, check_positive
 from moejax.training import manifest
 from moejax.training.manifest import CheckpointError
 
@@ -37,6 +37,8 @@ class CheckpointConfig:
       every_steps: a checkpoint every so many steps; 0: only at the end.
       keep_newest: how many of the newest are kept, at least one.
       keep_best: how many of the lowest validation losses are kept besides.
+      at_steps: a checkpoint after each of these steps too, and kept whatever comes later: what
+        other runs branch off from.
 
     Raises:
       ConfigError: a field out of range.
@@ -45,14 +47,18 @@ class CheckpointConfig:
     every_steps: int = 0
     keep_newest: int = 2
     keep_best: int = 1
+    at_steps: tuple[int, ...] = ()
 
     def __post_init__(self):
         check_not_negative("checkpoint", self, "every_steps", "keep_best")
         check_positive("checkpoint", self, "keep_newest")
+        for step in self.at_steps:
+            check(step > 0, "checkpoint.at_steps", self.at_steps, "must be steps above zero")
 
     def due(self, step: int, total_steps: int) -> bool:
         """Whether a checkpoint is to be saved after ``step`` steps of ``total_steps``."""
-        return step == total_steps or (self.every_steps > 0 and step % self.every_steps == 0)
+        regular = self.every_steps > 0 and step % self.every_steps == 0
+        return step == total_steps or regular or step in self.at_steps
 
 
 class Restored(NamedTuple):
@@ -115,8 +121,8 @@ class Checkpointer:
         """Starts to save a step; returns once the state may be donated.
 
         First waits for the save before it. Once the new step has its manifest, folders that are
-        neither among the newest nor the best are deleted, and so are later steps: they belong to a
-        future that a restore went back from.
+        neither among the newest nor the best nor of ``at_steps`` are deleted, and so are later
+        steps: they belong to a future that a restore went back from.
 
         Args:
           step: optimizer steps done.
@@ -237,6 +243,7 @@ class Checkpointer:
         losses = {s: loss for s, loss in self._losses().items() if sound(s)}
         best = sorted((s for s in losses if losses[s] is not None), key=lambda s: (losses[s], -s))
         keep = {step, *sorted(losses)[-self.config.keep_newest :], *best[: self.config.keep_best]}
+        keep |= losses.keys() & set(self.config.at_steps)
         for other in self._folders():
             if other not in keep:
                 manifest.delete(self._folder(other))

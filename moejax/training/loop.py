@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,16 +18,21 @@ from moejax.parallel import sharding
 from moejax.training import charge_exchange, prepare, run_dir
 from moejax.training.checkpoints import Checkpointer, CheckpointError
 from moejax.training.metrics import MetricWriter
+from moejax.training.programs import Programs, compile_programs, hyper
 from moejax.training.progress import Progress
 from moejax.training.signals import StopRequest
-from moejax.training.state import TrainState, make_init
-from moejax.training.step import Batch, StepMetrics, make_eval_step, make_train_step
+from moejax.training.state import TrainState
+from moejax.training.step import Batch, StepMetrics
 
 FIELDS = ("tokens", "targets", "segment_ids", "positions")
 
 
 class RunFailed(Exception):
     """A run that cannot go on; its ledger is closed as failed."""
+
+
+class Interrupted(RunFailed):
+    """A run that was asked to stop; it can go on from its last checkpoint."""
 
 
 class NonFiniteLoss(RunFailed):
@@ -43,9 +48,13 @@ class Run:
         directory: run_dir.RunDirectory,
         ledger: Ledger,
         stop: StopRequest,
+        programs: Callable[[prepare.Setup], Programs] = compile_programs,
     ):
+        """Takes what is open already; ``programs`` gives the compiled programs."""
         self.setup, self.directory, self.ledger, self.stop = setup, directory, ledger, stop
         self.config = setup.config
+        self._make_programs = programs
+        self._rows = sharding(setup.mesh, None, "batch", "length")
         self.step = self.tokens = 0
         self.val_step: int | None = None
         self.loss = self.val_loss = math.nan
@@ -65,7 +74,7 @@ class Run:
         """Says what is to come, compiles, and restores or initialises the state."""
         self._announce()
         with self.ledger.phase("compile"):
-            self._compile()
+            self.programs, self._hyper = self._make_programs(self.setup), hyper(self.setup)
         self._begin()
 
     def _announce(self) -> None:
@@ -87,43 +96,11 @@ class Run:
         else:
             self.progress.message(text)
 
-    def _compile(self) -> None:
-        """Compiles the three programs side by side."""
-        setup, config, mesh = self.setup, self.config, self.setup.mesh
-        init, self.abstract = make_init(config.model, setup.optimizer, mesh)
-        self._rows = sharding(mesh, None, "batch", "length")
-        train, width = config.train, config.train.seq_len
-        shape = lambda parts: jax.ShapeDtypeStruct(
-            (parts, train.batch_size // parts, width), np.int32, sharding=self._rows
-        )
-        batch = lambda parts: Batch(*[shape(parts)] * len(FIELDS))
-        # A validation batch is as large as a micro-batch: what trains in memory also validates.
-        part = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(
-                (1, *leaf.shape[1:]), leaf.dtype, sharding=self._rows
-            ),
-            batch(train.micro_batches),
-        )
-        step = make_train_step(
-            config.model, setup.optimizer, setup.schedule, config.seed, train.mtp_schedule
-        )
-        state_shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
-        lowered = (
-            init.lower(jax.random.key(config.seed)),
-            jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None)).lower(
-                self.abstract, batch(train.micro_batches)
-            ),
-            jax.jit(make_eval_step(config.model)).lower(self.abstract, part),
-        )
-        with ThreadPoolExecutor(len(lowered)) as pool:
-            programs = list(pool.map(lambda program: program.compile(), lowered))
-        self._init, self._train_step, self._eval_step = programs
-
     def _begin(self) -> None:
         """The first state, from the last checkpoint if there is one, and the batches after it."""
         train, data, position = self.config.train, self.config.data, 0
         if self.directory.resumed and self.checkpoints.steps():
-            restored = self.checkpoints.restore(self.abstract)
+            restored = self.checkpoints.restore(self.programs.abstract)
             self.state, self.step = restored.state, restored.step
             self.val_loss = restored.extra["val_loss"] or math.nan
             self.loss, self.tokens = restored.extra["loss"], restored.extra["tokens"]
@@ -135,7 +112,7 @@ class Run:
         else:
             if self.directory.resumed:
                 self._say("resuming: the run has no checkpoint yet, so from step 0")
-            self.state: TrainState = self._init(jax.random.key(self.config.seed))
+            self.state: TrainState = self.programs.init(jax.random.key(self.config.seed))
         self.ledger.begin_from(self.step, self.tokens)
         self.progress = Progress(train.steps, self.step)
         self.writer = MetricWriter(self.directory.path, resume_step=self.step)
@@ -165,7 +142,7 @@ class Run:
             with self.ledger.phase("train"):
                 batch = self._place(host_batch, self.config.train.micro_batches)
                 with jax.transfer_guard("disallow"):
-                    self.state, metrics = self._train_step(self.state, batch)
+                    self.state, metrics = self.programs.train_step(self.state, batch, self._hyper)
                 self.step += 1
                 before, pending = pending, (self.step, metrics, host_batch)
                 self._read(before)
@@ -304,7 +281,9 @@ class Run:
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
             )
-            parts = [self._eval_step(self.state, self._place(batch, 1)) for batch in batches]
+            parts = [
+                self.programs.eval_step(self.state, self._place(batch, 1)) for batch in batches
+            ]
             nll, targets = np.sum(np.asarray(jax.device_get(parts), np.float64), axis=0)
         self.val_loss, self.val_step = float(nll / targets), self.step
         values = {"val_loss": self.val_loss, "val_bits_per_byte": self.bits_per_byte}

@@ -9,6 +9,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers
 
 from moejax.config import check, check_not_negative, check_positive
+from moejax.training.schedules import LearningRate
 
 Params = Any
 
@@ -59,34 +60,43 @@ class OptimConfig:
             check(0 <= value <= top, f"optim.{name}", value, remedy)
 
 
-def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
+def learning_rate(config: OptimConfig, steps: int) -> LearningRate:
     """The learning rate as a function of the step, over a run of ``steps`` steps.
 
     ``cosine`` is DeepSeek-V3's first and last part; ``wsd``, warm-up–stable–decay, is MiniCPM's
     (arXiv 2404.06395, section 4), with a linear decay.
     """
-    peak, warmup = config.learning_rate, min(config.warmup_steps, steps)
-    last = peak * config.final_fraction
-    if config.schedule == "cosine":
-        rest = optax.cosine_decay_schedule(peak, max(1, steps - warmup), config.final_fraction)
-        return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), rest], [warmup])
-    start = max(warmup, steps - round(config.decay_fraction * steps))
-    pieces = [
-        optax.linear_schedule(0.0, peak, warmup),
-        optax.constant_schedule(peak),
-        optax.linear_schedule(peak, last, max(1, steps - start)),
-    ]
-    return optax.join_schedules(pieces, [warmup, start])
+    warmup = start = min(config.warmup_steps, steps)
+    shape = "cosine"
+    if config.schedule == "wsd":
+        shape = "linear"
+        start = decay_start(config, steps)
+    return LearningRate.of(
+        shape, peak=config.learning_rate, final_fraction=config.final_fraction, warmup=warmup,
+        start=start, length=max(1, steps - start),
+    )  # fmt: skip
+
+
+def decay_start(config: OptimConfig, steps: int) -> int:
+    """Steps before the decay of schedule ``wsd`` begins, in a run of ``steps`` steps.
+
+    Up to there, runs of any length are the same.
+    """
+    return max(min(config.warmup_steps, steps), steps - round(config.decay_fraction * steps))
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping, then AdamW or Muon under the schedule.
+    """The optimizer of a run of ``steps`` steps; see ``optimizer_under``."""
+    return optimizer_under(config, learning_rate(config, steps))
+
+
+def optimizer_under(config: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    """Clipping, then AdamW or Muon under a schedule, whatever the config's own is.
 
     Muon (Jordan 2024) orthogonalises each layer's and each expert's matrix by itself, gate and up
     projections apart. Its updates are scaled to AdamW's usual size (Moonlight, arXiv 2502.16982,
     eq. 4), so that one learning rate serves both.
     """
-    rate = learning_rate(config, steps)
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     adamw = optax.adamw(
         rate, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=decay_mask

@@ -21,6 +21,7 @@ from moejax.parallel import MeshConfig, check_fits, make_mesh
 from moejax.parallel.layout import remedies
 from moejax.training.optimizers import OptimConfig, learning_rate, make_optimizer, state_bytes
 from moejax.training.run_config import RunConfig
+from moejax.training.schedules import LearningRate
 
 EPOCHS_WITHOUT_WARNING = 4.0
 MUON_BYTES = 4  # one FP32 moment of a matrix
@@ -67,7 +68,7 @@ class Setup:
     products: dict[str, dict] | None
     dataset: TextDataset
     optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
+    schedule: LearningRate
     billing: Billing
 
 

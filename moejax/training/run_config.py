@@ -4,9 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
-
 from moejax import config as mechanism
 from moejax.config import ConfigError, check, check_not_negative, check_positive
 from moejax.cost.cost_config import BudgetConfig, CostConfig
@@ -16,6 +13,7 @@ from moejax.moe import MoEConfig, router_options
 from moejax.parallel import MeshConfig
 from moejax.training.checkpoints import CheckpointConfig
 from moejax.training.optimizers import OptimConfig
+from moejax.training.schedules import MTPWeight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +64,11 @@ class TrainConfig:
             f"does not divide train.batch_size = {self.batch_size}; choose a divisor",
         )  # fmt: skip
 
-    def mtp_schedule(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
-        """The weight of the MTP modules' loss at a step, counted from 0."""
+    @property
+    def mtp_schedule(self) -> MTPWeight:
+        """The weight of the MTP modules' loss by step."""
         switch = round(self.mtp_switch * self.steps)
-        return jnp.where(step < switch, self.mtp_weight, self.mtp_weight_final)
+        return MTPWeight.of(self.mtp_weight, self.mtp_weight_final, switch)
 
 
 @dataclasses.dataclass(frozen=True)

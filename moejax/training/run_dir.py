@@ -169,19 +169,24 @@ def describe(config: RunConfig, dataset: TextDataset) -> dict[str, Any]:
     """
     packages = {name: importlib.metadata.version(name) for name in PACKAGES}
     code = {"moejax": moejax.__version__, "revision": _revision()}
-    values = config.to_dict()
-    fixed = differences({}, values)
-    parts = [fixed, packages, code, dataset.fingerprint, platform.python_version()]
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return {
-        "config": values,
+    record = {
+        "config": config.to_dict(),
         "code": code,
         "packages": packages,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "data": {"fingerprint": dataset.fingerprint, **dataset.provenance},
-        "fingerprint": digest,
     }
+    return {**record, "fingerprint": fingerprint(record)}
+
+
+def fingerprint(record: Mapping[str, Any]) -> str:
+    """The fingerprint of a run by what ``describe`` says of it."""
+    parts = [
+        differences({}, record["config"]), record["packages"], record["code"],
+        record["data"]["fingerprint"], record["python"],
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _revision() -> str | None:

@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from moejax.models import LossOutput, ModelConfig, Transformer, update_router_state
 from moejax.models.mtp import AheadSums, counted_targets
 from moejax.moe.routers import batch_loads
 from moejax.parallel import axis_rules
+from moejax.training.optimizers import OptimConfig, optimizer_under
+from moejax.training.schedules import Hyper
 from moejax.training.state import TrainState
 
 Tree = Any
@@ -87,7 +89,7 @@ def make_train_step(
     model: ModelConfig,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
-    seed: int = 0,
+    seed: int | UInt32[Array, ""] = 0,
     mtp_weight: optax.Schedule = DEFAULT_MTP_WEIGHT,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """The function of one optimizer step, over all micro-batches of a batch.
@@ -135,6 +137,20 @@ def make_train_step(
             loss, aux_loss, norm, rate, targets, computed, router_stats, new.router_state,
             None if mtp is None else _mtp_metrics(mtp, mtp_weight(state.step)),
         )  # fmt: skip
+
+    return step
+
+
+def make_shared_step(
+    model: ModelConfig, optim: OptimConfig
+) -> Callable[[TrainState, Batch, Hyper], tuple[TrainState, StepMetrics]]:
+    """The function of one optimizer step, for runs that differ in their seed, learning rate or
+    length only: it takes these as arguments, in place of what ``optim`` says of them."""
+
+    def step(state: TrainState, batch: Batch, hyper: Hyper) -> tuple[TrainState, StepMetrics]:
+        rate = hyper.learning_rate
+        optimizer = optimizer_under(optim, rate)
+        return make_train_step(model, optimizer, rate, hyper.seed, hyper.mtp_weight)(state, batch)
 
     return step
 

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,12 +11,19 @@ from moejax.config import UserError
 from moejax.cost.ledger import Ledger, process_age
 from moejax.cost.meter import open_meter
 from moejax.training import charge_exchange, prepare, run_dir
-from moejax.training.loop import Run, RunFailed
+from moejax.training.loop import Interrupted, Run, RunFailed
+from moejax.training.programs import ProgramCache, Programs, compile_programs
 from moejax.training.run_config import RunConfig
 from moejax.training.signals import StopRequest
 
 
-def train(config: RunConfig, workdir: str, *, bill_process: bool = False) -> dict[str, Any]:
+def train(
+    config: RunConfig,
+    workdir: str,
+    *,
+    bill_process: bool = False,
+    programs: ProgramCache | None = None,
+) -> dict[str, Any]:
     """Trains a model, or goes on with the run that ``workdir`` holds.
 
     Args:
@@ -23,13 +31,15 @@ def train(config: RunConfig, workdir: str, *, bill_process: bool = False) -> dic
       workdir: its folder.
       bill_process: charge the time since this process began as start-up, not just since this
         call: for a process that does nothing else.
+      programs: where runs of this process find one another's compiled programs.
 
     Returns:
       What ``summary.json`` holds.
 
     Raises:
       UserError: a config, corpus or folder that cannot be used; nothing has been written then.
-      RunFailed: the run stopped on an error or was interrupted; its last good checkpoint stands.
+      RunFailed: the run stopped on an error, or was interrupted before a step ended (Interrupted);
+        its last good checkpoint stands.
     """
     begun = time.monotonic() - (process_age() if bill_process else 0.0)
     path = run_dir.check_workdir(workdir)
@@ -59,15 +69,20 @@ def train(config: RunConfig, workdir: str, *, bill_process: bool = False) -> dic
             meter=open_meter(billing.hardware, setup.mesh.local_devices, billing.devices),
             backfill_seconds=time.monotonic() - begun,
         )
-        return _run(setup, directory, ledger)
+        return _run(setup, directory, ledger, programs.get if programs else compile_programs)
 
 
-def _run(setup: prepare.Setup, directory: run_dir.RunDirectory, ledger: Ledger) -> dict[str, Any]:
+def _run(
+    setup: prepare.Setup,
+    directory: run_dir.RunDirectory,
+    ledger: Ledger,
+    programs: Callable[[prepare.Setup], Programs],
+) -> dict[str, Any]:
     """The run itself, from an open ledger to a closed one, whatever happens."""
     status, run = "failed", None
     try:
         with StopRequest() as stop, jax.set_mesh(setup.mesh):
-            run = Run(setup, directory, ledger, stop)
+            run = Run(setup, directory, ledger, stop, programs)
             try:
                 run.start()
                 status = run.train()
@@ -79,7 +94,7 @@ def _run(setup: prepare.Setup, directory: run_dir.RunDirectory, ledger: Ledger) 
                 run.close()
     except KeyboardInterrupt:
         status = "interrupted"
-        raise RunFailed("interrupted before the step ended; the last checkpoint stands") from None
+        raise Interrupted("interrupted before the step ended; the last checkpoint stands") from None
     except (UserError, OSError, jax.errors.JaxRuntimeError) as error:
         # The config was good, so what went wrong now is the run's: a full disk, no memory.
         first = str(error).strip().splitlines() or [type(error).__name__]

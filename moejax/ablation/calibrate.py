@@ -1,0 +1,67 @@
+"""Seconds of a training step, measured once: what turns a budget of time or dollars into steps."""
+
+import dataclasses
+import itertools
+import pathlib
+import statistics
+from typing import Any
+
+from moejax.cost import bill
+from moejax.training.loop import Interrupted
+from moejax.training.metrics import read_metrics
+from moejax.training.run_config import RunConfig
+from moejax.training.train import train
+
+STEPS, LOG_EVERY = 30, 5
+
+
+def calibration_config(config: RunConfig) -> RunConfig:
+    """A variant's run, cut to a few steps, with all else as it will be."""
+    return dataclasses.replace(
+        config,
+        train=dataclasses.replace(
+            config.train, steps=STEPS, log_every=LOG_EVERY, eval_every=0, sample_tokens=0
+        ),
+        checkpoint=dataclasses.replace(config.checkpoint, every_steps=0, at_steps=()),
+        cost=dataclasses.replace(config.cost, final=False),
+        stage="ablation",
+    )
+
+
+def calibrate(config: RunConfig, path: pathlib.Path) -> dict[str, Any]:
+    """Trains a variant for a few steps, in a run directory of its own, which is billed.
+
+    Compilation and the first steps are left out; the median over what follows is little moved by
+    what else the machine does. A second call with the same folder measures nothing again.
+
+    Args:
+      config: from ``calibration_config``.
+      path: folder of the run.
+
+    Returns:
+      ``seconds_per_step``, ``low`` and ``high`` over the intervals measured, ``steps``, ``device``,
+      ``devices``, and the ``device_hours`` and ``dollars`` that it took.
+
+    Raises:
+      Interrupted: it was asked to stop; nothing is measured then.
+      RunFailed: see ``moejax.training.train.train``.
+    """
+    if train(config, str(path))["status"] == "interrupted":
+        raise Interrupted("asked to stop")
+    rows = [row for row in read_metrics(path) if "tokens_per_second" in row]
+    seconds = []
+    for before, row in itertools.pairwise(rows):
+        if before["step"] >= LOG_EVERY:
+            tokens = row["tokens"] - before["tokens"]
+            seconds.append(tokens / row["tokens_per_second"] / (row["step"] - before["step"]))
+    charged = bill.read(path)
+    return {
+        "seconds_per_step": statistics.median(seconds),
+        "low": min(seconds),
+        "high": max(seconds),
+        "steps": STEPS,
+        "device": charged["device"],
+        "devices": charged["devices"],
+        "device_hours": charged["device_hours"],
+        "dollars": charged["dollars"],
+    }

@@ -1,0 +1,121 @@
+"""A run's compiled programs, and runs of one process that share them."""
+
+import dataclasses
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from moejax.parallel import sharding
+from moejax.training.prepare import Setup
+from moejax.training.schedules import Hyper
+from moejax.training.state import TrainState, make_init
+from moejax.training.step import Batch, StepMetrics, make_eval_step, make_shared_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The compiled programs of a run.
+
+    Attributes:
+      init: the first state, from a PRNG key.
+      train_step: an optimizer step; overwrites its state.
+      eval_step: see ``make_eval_step``; takes one micro-batch.
+      abstract: the state's shapes as ``jax.ShapeDtypeStruct`` with shardings.
+    """
+
+    init: Callable[[Array], TrainState]
+    train_step: Callable[[TrainState, Batch, Hyper], tuple[TrainState, StepMetrics]]
+    eval_step: Callable[[TrainState, Batch], tuple[Float[Array, ""], Float[Array, ""]]]
+    abstract: TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowered:
+    """A run's programs before they are compiled; the fields are those of ``Programs``."""
+
+    init: jax.stages.Lowered
+    train_step: jax.stages.Lowered
+    eval_step: jax.stages.Lowered
+    abstract: TrainState
+
+
+def lower(setup: Setup) -> Lowered:
+    """Traces and lowers a run's programs, on the current mesh."""
+    config, mesh, train = setup.config, setup.mesh, setup.config.train
+    init, abstract = make_init(config.model, setup.optimizer, mesh)
+    rows = sharding(mesh, None, "batch", "length")
+
+    def batch(parts: int) -> Batch:
+        shape = (parts, train.batch_size // train.micro_batches, train.seq_len)
+        leaf = jax.ShapeDtypeStruct(shape, np.int32, sharding=rows)
+        return Batch(leaf, leaf, leaf, leaf)
+
+    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    step = jax.jit(
+        make_shared_step(config.model, config.optim),
+        donate_argnums=0,
+        out_shardings=(state_shardings, None),
+    )
+    return Lowered(
+        init.lower(jax.random.key(config.seed)),
+        step.lower(abstract, batch(train.micro_batches), hyper(setup)),
+        # A validation batch is as large as a micro-batch: what trains in memory also validates.
+        jax.jit(make_eval_step(config.model)).lower(abstract, batch(1)),
+        abstract,
+    )
+
+
+def compile_programs(setup: Setup) -> Programs:
+    """Compiles a run's programs side by side, on the current mesh."""
+    lowered = lower(setup)
+    parts = (lowered.init, lowered.train_step, lowered.eval_step)
+    with ThreadPoolExecutor(len(parts)) as pool:
+        init, train_step, eval_step = pool.map(lambda part: part.compile(), parts)
+    return Programs(init, train_step, eval_step, lowered.abstract)
+
+
+def hyper(setup: Setup) -> Hyper:
+    """What the run's training step takes beside state and batch, on every device of the mesh."""
+    config = setup.config
+    told = Hyper(np.uint32(config.seed), setup.schedule, config.train.mtp_schedule)
+    return jax.device_put(told, NamedSharding(setup.mesh, PartitionSpec()))
+
+
+class ProgramCache:
+    """Compiled programs of one process, for runs that need the same ones.
+
+    Runs share programs if they differ only in the seed, the text, the learning rate's peak and
+    schedule lengths, the number of steps, the weight of MTP modules and what happens outside of a
+    step: logging, validation, checkpoints, budgets. A ``trace`` router's file is read once a
+    process, with a cache or without.
+
+    Programs are kept until the cache is dropped.
+    """
+
+    def __init__(self) -> None:
+        self._programs: dict[Hashable, Programs] = {}
+
+    def get(self, setup: Setup) -> Programs:
+        """The run's programs, compiled now if no earlier run had the same."""
+        key = program_key(setup)
+        if key not in self._programs:
+            self._programs[key] = compile_programs(setup)
+        return self._programs[key]
+
+
+def program_key(setup: Setup) -> Hashable:
+    """Everything that a run's programs depend on, in this process."""
+    config, train = setup.config, setup.config.train
+    # The decay's shape stays in the program; its numbers are arguments (``Hyper``).
+    optim = dataclasses.replace(
+        config.optim, learning_rate=1.0, warmup_steps=0, decay_fraction=0.0, final_fraction=0.0
+    )
+    options = sorted((name, repr(value)) for name, value in jax.config.values.items())
+    return (
+        config.model, optim, setup.mesh, train.batch_size, train.seq_len, train.micro_batches,
+        setup.choice, repr(setup.products), tuple(options),
+    )  # fmt: skip
