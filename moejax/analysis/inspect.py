@@ -55,7 +55,7 @@ def inspect(
     if batches <= 0:
         raise UserError(f"--batches = {batches}: must be above zero")
     path, shown = pathlib.Path(workdir), f"--workdir = {workdir!r}"
-    record = _read_run(path, shown)
+    record = read_run(path, shown)
     config = exact_as_auto(run_config.from_dict(record["config"]))
     if not config.model.layers("moe"):
         raise UserError(
@@ -71,7 +71,7 @@ def inspect(
             config.data, seq_len=config.train.seq_len,
             tokenizer_folder=path / run_dir.TOKENIZER, fingerprint=record["data"]["fingerprint"],
         )  # fmt: skip
-        restore = _restorer(config, checkpoints)
+        restore = restorer(config, checkpoints)
         with jax.set_mesh(make_mesh(MeshConfig())):
             result = _measure(config, held_out, restore, steps, step, batches, say)
     result = {"workdir": str(path), **result}
@@ -79,7 +79,8 @@ def inspect(
     return {**result, "output": str(folder), "files": sorted(p.name for p in folder.iterdir())}
 
 
-def _read_run(path: pathlib.Path, shown: str) -> dict[str, Any]:
+def read_run(path: pathlib.Path, shown: str) -> dict[str, Any]:
+    """What a run's folder says it is; raises UserError, ``shown`` first, where there is none."""
     if not path.is_dir():
         raise UserError(f"{shown}: no such folder; give a run's folder")
     if not (path / run_dir.CONFIG).is_file():
@@ -102,7 +103,7 @@ def _check_steps(checkpoints: Checkpointer, step: int | None, shown: str) -> lis
     return steps
 
 
-def _restorer(config: RunConfig, checkpoints: Checkpointer) -> Callable[[int], dict[str, Any]]:
+def restorer(config: RunConfig, checkpoints: Checkpointer) -> Callable[[int], dict[str, Any]]:
     """From a step to the model's variables on one device; raises CheckpointError."""
     optimizer = make_optimizer(config.optim, config.train.steps)
     _, abstract = make_init(config.model, optimizer, make_mesh(MeshConfig()))

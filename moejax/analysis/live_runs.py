@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,23 @@ from matplotlib.figure import Figure
 
 from moejax import config as mechanism
 from moejax.analysis.figures import BLUE, GREEN, GREY, RED, panel
+from moejax.analysis.inspect import FOLDER, RESULT, inspect
+from moejax.analysis.statistics import compare, verdict_text
+from moejax.cost import text
 from moejax.training import run_config
 from moejax.training.metrics import read_metrics
+from moejax.training.programs import ProgramCache
 from moejax.training.train import train
 
 # Notebooks run in their own folder.
 QUICKSTART = pathlib.Path("..", "experiments", "quickstart.py")
 SMALL, RUNS = "MOEJAX_NOTEBOOK_SMALL", "MOEJAX_NOTEBOOK_RUNS"
+# Logged steps that a run's balance is averaged over.
+LAST = 5
 COLOURS = (BLUE, RED, GREEN, GREY, "#8a6bb1", "#d9a441", "#3b9c9c")
+
+# Runs that differ in seeds and steps only share what is compiled.
+PROGRAMS = ProgramCache()
 
 # Edits of experiments/quickstart.py. A bias step ten times V3's, since runs are short.
 SCALED = {
@@ -92,16 +101,26 @@ def run(name: str, edits: Mapping[str, Any] | None = None) -> pathlib.Path:
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):
-        train(chosen, str(where))
+        train(chosen, str(where), programs=PROGRAMS)
     return where
 
 
-def runs(variants: Mapping[str, Mapping[str, Any]], seed: int = 0) -> dict[str, pathlib.Path]:
-    """Trains a run of each variant, by name; names are those of their folders."""
+def runs(
+    variants: Mapping[str, Mapping[str, Any]], seeds: Iterable[int] = (0,)
+) -> dict[str, list[pathlib.Path]]:
+    """Trains each variant once a seed.
+
+    Args:
+      variants: edits by name; names are those of folders too.
+      seeds: of the initial weights and of the order of the data.
+
+    Returns:
+      Folders by variant, in the order of the seeds.
+    """
     return {
-        name: run(f"{name}-seed{seed}", {**edits, "seed": seed})
+        name: [run(f"{name}-seed{seed}", {**edits, "seed": seed}) for seed in seeds]
         for name, edits in variants.items()
-    }  # fmt: skip
+    }
 
 
 def curve(where: pathlib.Path, measure: str) -> tuple[Float[np.ndarray, " n"], ...]:
@@ -115,17 +134,56 @@ def summary(where: pathlib.Path) -> dict[str, Any]:
     return json.loads((where / "summary.json").read_text())
 
 
-def plot_curves(found: Mapping[str, pathlib.Path], measures: Mapping[str, str]) -> Figure:
-    """A panel for each measure over steps, a line for each run.
+def inspected(where: pathlib.Path) -> dict[str, Any]:
+    """What ``moejax inspect`` measures of a run, from its file if that is there."""
+    path = where / FOLDER / RESULT
+    return json.loads(path.read_text()) if path.exists() else inspect(str(where), say=_no_word)
+
+
+def _no_word(line: str) -> None:
+    """Takes what ``inspect`` says on the way: a notebook has no use for it."""
+
+
+def table(found: Mapping[str, list[pathlib.Path]]) -> str:
+    """A line for each run: bits per byte on held-out text, and balance over its last steps."""
+    rows = [["run", "bits/byte", "MaxVio, last steps", "dead experts"]]
+    for folders in found.values():
+        for where in folders:
+            balance = curve(where, "max_violation")[1][-LAST:].mean()
+            dead = int(curve(where, "dead_experts")[1][-1])
+            bits = summary(where)["val_bits_per_byte"]
+            rows.append([where.name, f"{bits:.4f}", f"{balance:.2f}", str(dead)])
+    return text.columns(rows)
+
+
+def verdicts(found: Mapping[str, list[pathlib.Path]], reference: str) -> str:
+    """The runs' losses compared as `moejax ablate` does: paired by seed, corrected by Holm.
 
     Args:
-      found: folders by name.
+      found: folders by variant, two seeds each at least.
+      reference: the variant that the others are compared with.
+    """
+    bits = lambda folders: [summary(where)["val_bits_per_byte"] for where in folders]
+    values = {name: dict(enumerate(bits(folders))) for name, folders in found.items()}
+    told = compare(values, reference).differences
+    return "\n".join(
+        f"{name} against {reference}: {verdict_text(one)}" for name, one in told.items()
+    )
+
+
+def plot_curves(found: Mapping[str, list[pathlib.Path]], measures: Mapping[str, str]) -> Figure:
+    """A panel for each measure over steps, a line for each run, a colour for each variant.
+
+    Args:
+      found: folders by variant.
       measures: the axis's label by measure.
     """
     figure, panels = panel(4.2 * len(measures), 3.2, columns=len(measures))
     for axes, (measure, label) in zip(panels, measures.items(), strict=True):
-        for (name, where), colour in zip(found.items(), COLOURS, strict=False):
-            axes.plot(*curve(where, measure), color=colour, linewidth=1.2, label=name)
+        for (name, folders), colour in zip(found.items(), COLOURS, strict=False):
+            for number, where in enumerate(folders):
+                shown = name if number == 0 else None
+                axes.plot(*curve(where, measure), color=colour, linewidth=1, label=shown)
         axes.set(xlabel="step", ylabel=label)
     panels[0].legend(frameon=False, fontsize=8)
     return figure
