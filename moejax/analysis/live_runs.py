@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -43,15 +43,15 @@ SCALED = {
     "moe.num_experts": 16, "moe.d_expert": 32,
     "data.bpe_vocab_size": 1024, "data.bpe_sample_bytes": 1_000_000,
     "data.max_validation_bytes": 100_000,
-    "train.steps": 200, "train.batch_size": 16, "train.log_every": 4, "train.eval_every": 0,
-    "train.sample_tokens": 0, "checkpoint.every_steps": 200, "cost.final": False,
+    "train.batch_size": 16, "train.log_every": 4, "train.eval_every": 0,
+    "train.sample_tokens": 0, "cost.final": False,
 }  # fmt: skip
 # A model of bytes: no tokenizer to train, and little to compile.
 TINY = SCALED | {
     "model.d_model": 32, "model.num_layers": 2, "model.first_k_dense": 0, "model.vocab_size": 257,
     "moe.num_experts": 8, "moe.d_expert": 16, "data.tokenizer": "bytes",
-    "data.max_validation_bytes": 20_000,
-    "train.steps": 60, "train.batch_size": 8, "train.seq_len": 64, "checkpoint.every_steps": 60,
+    "data.max_validation_bytes": 60_000,
+    "train.steps": 60, "train.batch_size": 8, "train.seq_len": 64,
 }  # fmt: skip
 
 
@@ -85,16 +85,29 @@ def config(edits: Mapping[str, Any] | None = None) -> run_config.RunConfig:
     return run_config.from_dict(blocks)
 
 
-def run(name: str, edits: Mapping[str, Any] | None = None) -> pathlib.Path:
+def run(
+    name: str, edits: Mapping[str, Any] | None = None, *, steps: int = 200, checkpoints: int = 1
+) -> pathlib.Path:
     """Trains a run, quietly, unless its folder holds it finished; returns the folder.
 
     What ``moejax train`` says on the way goes to ``notebook.log`` beside the run's folder.
+
+    Args:
+      name: of the folder.
+      edits: as for ``config``.
+      steps: optimizer steps; ``TINY``'s in the small mode.
+      checkpoints: how many are kept, evenly spread, the last at the end.
 
     Raises:
       ConfigError: edits that cannot be used, or a folder that holds a run of another config.
       RunFailed: the run stopped on an error.
     """
-    where, chosen = folder(name), config(edits)
+    steps = TINY["train.steps"] if small() else steps
+    where = folder(name)
+    chosen = config({
+        "train.steps": steps, "checkpoint.every_steps": steps // checkpoints,
+        "checkpoint.keep_newest": checkpoints, **(edits or {}),
+    })  # fmt: skip
     where.parent.mkdir(parents=True, exist_ok=True)
     with (
         open(where.parent / "notebook.log", "a") as log,
@@ -106,20 +119,26 @@ def run(name: str, edits: Mapping[str, Any] | None = None) -> pathlib.Path:
 
 
 def runs(
-    variants: Mapping[str, Mapping[str, Any]], seeds: Iterable[int] = (0,)
+    variants: Mapping[str, Mapping[str, Any]], *, seeds: int = 1, **how: int
 ) -> dict[str, list[pathlib.Path]]:
-    """Trains each variant once a seed.
+    """Trains each variant once a seed; in the small mode the first two, with two seeds at most.
 
     Args:
       variants: edits by name; names are those of folders too.
-      seeds: of the initial weights and of the order of the data.
+      seeds: how many, from 0; of the initial weights and of the order of the data.
+      how: ``steps`` and ``checkpoints``, as for ``run``.
 
     Returns:
       Folders by variant, in the order of the seeds.
     """
+    names = list(variants)[:2] if small() else list(variants)
+    count = min(seeds, 2) if small() else seeds
     return {
-        name: [run(f"{name}-seed{seed}", {**edits, "seed": seed}) for seed in seeds]
-        for name, edits in variants.items()
+        name: [
+            run(f"{name}-seed{seed}", {**variants[name], "seed": seed}, **how)
+            for seed in range(count)
+        ]
+        for name in names
     }
 
 
@@ -149,8 +168,8 @@ def table(found: Mapping[str, list[pathlib.Path]]) -> str:
     rows = [["run", "bits/byte", "MaxVio, last steps", "dead experts"]]
     for folders in found.values():
         for where in folders:
-            balance = curve(where, "max_violation")[1][-LAST:].mean()
-            dead = int(curve(where, "dead_experts")[1][-1])
+            balance = curve(where, "router/max_violation")[1][-LAST:].mean()
+            dead = int(curve(where, "router/dead_experts")[1][-1])
             bits = summary(where)["val_bits_per_byte"]
             rows.append([where.name, f"{bits:.4f}", f"{balance:.2f}", str(dead)])
     return text.columns(rows)

@@ -124,9 +124,9 @@ def router_costs(experts: int = 64) -> dict[str, tuple[float, bool]]:
 def plot_router_costs(experts: int = 64) -> Figure:
     """``router_costs`` from the cheapest to the dearest; those that leak in grey."""
     costs = sorted(router_costs(experts).items(), key=lambda item: item[1][0])
-    figure, (axes,) = panel(6.4, 1.0 + 0.17 * len(costs))
+    figure, (axes,) = panel(6.4, 0.8 + 0.13 * len(costs))
     colours = [GREY if leaks else BLUE for _, (_, leaks) in costs]
     axes.barh(range(len(costs)), [100 * share for _, (share, _) in costs], color=colours)
-    axes.set_yticks(range(len(costs)), [name for name, _ in costs], fontsize=7)
+    axes.set_yticks(range(len(costs)), [name for name, _ in costs], fontsize=6)
     axes.set(xscale="log", xlabel="% of the experts' time (grey: leaks, for encoders)")
     return figure
