@@ -12,7 +12,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from moejax.analysis import balance_rules, measure, probe
-from moejax.analysis.figures import BLUE, GREY, RED, panel
+from moejax.analysis.figures import panel
 from moejax.analysis.held_out import open_held_out
 from moejax.analysis.inspect import read_run, restorer
 from moejax.analysis.live_runs import COLOURS
@@ -114,7 +114,7 @@ def pull_text(found: Mapping[str, list[Pull]]) -> str:
 def plot_pulls(found: Mapping[str, list[Pull]]) -> Figure:
     """The ratio and the cosine over checkpoints, a colour a run, a line an MoE layer."""
     figure, (left, right) = panel(8.4, 3.2, columns=2)
-    for (name, history), colour in zip(found.items(), (RED, BLUE, GREY, *COLOURS), strict=False):
+    for (name, history), colour in zip(found.items(), COLOURS, strict=False):
         steps = [pull.step for pull in history]
         for layer in range(len(history[0].ratio)):
             label = name if layer == 0 else None
