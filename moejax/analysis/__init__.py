@@ -13,6 +13,11 @@
     links           one run on chips with other links
     report          `moejax report`: one HTML file on a run, several or an ablation
     budgets         what scaling laws advise over budgets
+    layer_walk      an MoE layer with every intermediate result; layer_figures draws it
+    router_gallery  the same tokens through several routers
+    live_runs       small runs that notebooks train
+    balance_runs    bias rules, and the pull of balance losses on routers
+    recorded        recorded ablations and measurements, for the notebooks
     statistics      paired differences, verdicts and the seeds that they need
     multipliers     how many times fewer FLOPs or dollars for the same loss
     ablation        what an ablation found; ablation_record reads it, ablation_text shows it

@@ -13,6 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
 from moejax.analysis.curves import save_figure
+from moejax.config import UserError
 
 MOST_PANELS = 8
 BLUE, RED, GREY = "#4878a8", "#c8553d", "#777777"
@@ -28,23 +29,31 @@ def draw(result: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:
     Raises:
       OSError: a file cannot be written.
     """
-    figures = {
-        "load": _load,
-        "coactivation": _coactivation,
-        "saturation": _saturation,
-        "domains": _domains,
-        "vocabulary": _vocabulary,
-        "masked_best_experts": _masked,
-        "layers": _layers,
-    }
     written = []
-    for name, figure in figures.items():
+    for name, draw_one in FIGURES.items():
         path = folder / f"{name}.svg"
         if result.get(name) is None:
             path.unlink(missing_ok=True)
         else:
-            written.append(save_figure(figure(result), path))
+            written.append(save_figure(draw_one(result), path))
     return written
+
+
+def figure(result: Mapping[str, Any], name: str) -> plt.Figure:
+    """One of the figures, for a notebook to show.
+
+    Args:
+      result: what ``moejax.analysis.inspect.inspect`` returns.
+      name: of ``FIGURES``.
+
+    Raises:
+      UserError: what the figure shows was not measured; with the reason.
+    """
+    if result.get(name) is None:
+        raise UserError(f"{name} was not measured: {result['left_out'].get(name, 'no reason')}")
+    drawn = FIGURES[name](result)
+    plt.close(drawn)
+    return drawn
 
 
 def _load(result: Mapping[str, Any]) -> plt.Figure:
@@ -204,3 +213,14 @@ def _by_layer(axes: plt.Axes, steps: list[int], values: list[list[float]], layer
 def _plain(axes: plt.Axes) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+FIGURES = {
+    "load": _load,
+    "coactivation": _coactivation,
+    "saturation": _saturation,
+    "domains": _domains,
+    "vocabulary": _vocabulary,
+    "masked_best_experts": _masked,
+    "layers": _layers,
+}

@@ -48,9 +48,9 @@ def format_inspection(result: Mapping[str, Any]) -> str:
         "\nload\n" + _table(result, LOAD),
         "\nrouter and experts\n" + _table(result, ROUTER),
         _over_steps(result),
-        _masked(result),
-        _domains(result),
-        _tokens(result),
+        masked_text(result),
+        domains_text(result),
+        tokens_text(result),
         *(f"left out    {name}: {why}" for name, why in result["left_out"].items()),
         f"\n{result['output']}   {', '.join(result['files'])}",
     ]
@@ -90,7 +90,8 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
 
 
-def _masked(result: Mapping[str, Any]) -> str:
+def masked_text(result: Mapping[str, Any]) -> str:
+    """The loss over how many of each token's best experts are masked; empty if not measured."""
     curve = result["masked_best_experts"]
     if curve is None:
         return ""
@@ -100,8 +101,8 @@ def _masked(result: Mapping[str, Any]) -> str:
     return "\nloss with each token's best experts masked\n" + columns(rows)
 
 
-def _domains(result: Mapping[str, Any]) -> str:
-    """Of each domain, the expert that is the most its own, over the mean expert's share."""
+def domains_text(result: Mapping[str, Any]) -> str:
+    """Of each domain, the expert that takes the most, over the mean one; empty if not measured."""
     domains = result["domains"]
     if domains is None:
         return ""
@@ -115,8 +116,8 @@ def _domains(result: Mapping[str, Any]) -> str:
     return f"\n{title}\n{columns(rows)}"
 
 
-def _tokens(result: Mapping[str, Any]) -> str:
-    """Of each layer, the experts that are surest of their tokens."""
+def tokens_text(result: Mapping[str, Any]) -> str:
+    """Of each layer, the experts that are surest of their tokens; empty where not measured."""
     vocabulary = result["vocabulary"]
     if vocabulary is None:
         return ""
