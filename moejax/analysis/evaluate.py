@@ -1,5 +1,18 @@
 """``moejax evaluate``: bits per byte of held-out text by domain, and tasks of
-lm-evaluation-harness."""
+lm-evaluation-harness.
+
+``evaluate.json`` holds, numbers with 5 digits::
+
+    {"workdir", "fingerprint" (the run's), "data_fingerprint", "step",
+     "batches": {"run", "of"}, "confidence": 0.95, "leaks": [warnings],
+     "total": DOMAIN, "kind": "top-level folder" | "file kind" | null, "why": null | reason,
+     "domains": [DOMAIN, ...],          # largest first; empty where "why" says
+     "lm_eval": null | {"version", "limit", "max_length", "tasks": {NAME: {"samples",
+       "few_shot", "version", "metrics": {METRIC: {"value", "stderr"}}}}}}
+
+with DOMAIN = {"name", "documents", "tokens", "bytes", "nats_per_token", "bits_per_byte",
+"interval": [low, high] | null, "unigram", "gzip"}; see ``domains.of_documents``.
+"""
 
 import json
 import pathlib
@@ -46,17 +59,7 @@ def evaluate(
       say: takes lines about what goes on.
 
     Returns:
-      What ``evaluate.json`` holds, and ``output``, where it is. Numbers have 5 digits. ::
-
-        {"workdir", "fingerprint" (the run's), "data_fingerprint", "step",
-         "batches": {"run", "of"}, "confidence": 0.95, "leaks": [warnings],
-         "total": DOMAIN, "kind": "top-level folder" | "file kind" | null, "why": null | reason,
-         "domains": [DOMAIN, ...],          # largest first; empty where "why" says
-         "lm_eval": null | {"version", "limit", "max_length", "tasks": {NAME: {"samples",
-           "few_shot", "version", "metrics": {METRIC: {"value", "stderr"}}}}}}
-
-      with DOMAIN = {"name", "documents", "tokens", "bytes", "nats_per_token", "bits_per_byte",
-      "interval": [low, high] | null, "unigram", "gzip"}; see ``domains.of_documents``.
+      What ``evaluate.json`` holds, see above, and ``output``, where it is.
 
     Raises:
       UserError: no run, no such checkpoint, text that is not the run's, an output that cannot be

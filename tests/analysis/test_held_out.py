@@ -9,8 +9,9 @@ from moejax.analysis import held_out
 from moejax.config import ConfigError
 from moejax.data import DataConfig, Rows, open_dataset, splits
 from moejax.data.dataset import split_of
+from moejax.data.pretokenize import open_shards, tokenize_corpus
 from moejax.data.store import encode_all
-from moejax.data.tokenizers import BytesTokenizer
+from moejax.data.tokenizers import BytesTokenizer, save
 
 
 def test_every_token_knows_its_document():
@@ -110,3 +111,28 @@ def test_another_corpus_is_refused(corpus, tmp_path):
         held_out.open_held_out(
             missing, seq_len=16, tokenizer_folder=tmp_path / "tokenizer", fingerprint="x"
         )
+
+
+def test_with_text_of_files_and_of_shards_alike(corpus, tmp_path):
+    dataset = open_dataset(corpus, seq_len=16, vocab_size=257)
+    folder = tmp_path / "tokenizer"
+    save(dataset.tokenizer, folder)
+    tokenize_corpus(corpus, tmp_path / "shards")
+    shards = DataConfig(source="shards", path=str(tmp_path / "shards"))
+    wanted = list(split_of(corpus, None).texts(splits.VALIDATION))
+    for config in (corpus, shards):
+        found = held_out.open_held_out(
+            config, seq_len=16, tokenizer_folder=folder, fingerprint=dataset.fingerprint,
+            with_text=True,
+        )  # fmt: skip
+        assert list(found.texts) == wanted
+        np.testing.assert_array_equal(found.train_counts, dataset.train_counts)
+    assert found.domains is None and "shards" in found.why
+
+
+def test_shards_whose_tokens_lose_text_have_no_bytes(corpus, tmp_path, monkeypatch):
+    tokenize_corpus(corpus, tmp_path / "shards")
+    dataset = open_shards(tmp_path / "shards", 16)
+    monkeypatch.setattr(BytesTokenizer, "decode", lambda self, ids: "lost")
+    with pytest.raises(ConfigError, match="evaluate a run on the text itself"):
+        held_out._spelled(dataset, "shards")
