@@ -150,7 +150,7 @@ def test_running_them_again_gives_the_same(path, tmp_path):
             "XLA_FLAGS": "--xla_backend_optimization_level=0",
         }  # fmt: skip
     resources = {"metadata": {"path": str(path.parent)}}
-    client = NotebookClient(again, timeout=300, kernel_name="python3", resources=resources)
+    client = NotebookClient(again, timeout=600, kernel_name="python3", resources=resources)
     client.execute(env=env)
     for old, new in zip(stored.cells, again.cells, strict=True):
         if old.cell_type != "code":
