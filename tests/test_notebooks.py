@@ -59,7 +59,8 @@ def test_stored_as_executed_and_small(path):
     data = [output.get("data", {}) for cell in code for output in cell["outputs"]]
     figures = [parts["image/png"] for parts in data if "image/png" in parts]
     assert len(figures) >= 3
-    assert max(len("".join(figure)) for figure in figures) * 3 / 4 < MOST_FIGURE
+    if path.stem in LESSONS:
+        assert max(len("".join(figure)) for figure in figures) * 3 / 4 < MOST_FIGURE
     assert path.stat().st_size < MOST_BYTES
     words = "\n".join(map(text_of, code))
     source = "\n".join("".join(c["source"]) for c in json.loads(path.read_text())["cells"])
@@ -149,7 +150,7 @@ def test_running_them_again_gives_the_same(path, tmp_path):
             "XLA_FLAGS": "--xla_backend_optimization_level=0",
         }  # fmt: skip
     resources = {"metadata": {"path": str(path.parent)}}
-    client = NotebookClient(again, timeout=300, kernel_name="python3", resources=resources)
+    client = NotebookClient(again, timeout=600, kernel_name="python3", resources=resources)
     client.execute(env=env)
     for old, new in zip(stored.cells, again.cells, strict=True):
         if old.cell_type != "code":

@@ -197,7 +197,7 @@ def plot_curves(found: Mapping[str, list[pathlib.Path]], measures: Mapping[str, 
       found: folders by variant.
       measures: the axis's label by measure.
     """
-    figure, panels = panel(4.2 * len(measures), 3.2, columns=len(measures))
+    figure, panels = panel(3.6 * len(measures), 2.9, columns=len(measures))
     for axes, (measure, label) in zip(panels, measures.items(), strict=True):
         for (name, folders), colour in zip(found.items(), COLOURS, strict=False):
             for number, where in enumerate(folders):
