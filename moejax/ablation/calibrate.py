@@ -2,10 +2,11 @@
 
 import dataclasses
 import itertools
-import pathlib
 import statistics
 from typing import Any
 
+from moejax.ablation.record import Folder
+from moejax.ablation.spec import AblationSpec
 from moejax.cost import bill
 from moejax.training.loop import Interrupted
 from moejax.training.metrics import read_metrics
@@ -28,15 +29,20 @@ def calibration_config(config: RunConfig) -> RunConfig:
     )
 
 
-def calibrate(config: RunConfig, path: pathlib.Path) -> dict[str, Any]:
+def run_name(variant: str) -> str:
+    """Name of the run that measures a variant."""
+    return f"{variant}-calibration"
+
+
+def calibrate(folder: Folder, spec: AblationSpec, variant: str) -> dict[str, Any]:
     """Trains a variant for a few steps, in a run directory of its own, which is billed.
 
     Compilation and the first steps are left out; the median over what follows is little moved by
-    what else the machine does. A second call with the same folder measures nothing again.
+    what else the machine does. A second call measures nothing again.
 
     Args:
-      config: from ``calibration_config``.
-      path: folder of the run.
+      folder, spec: the ablation's.
+      variant: whose step is measured.
 
     Returns:
       ``seconds_per_step``, ``low`` and ``high`` over the intervals measured, ``steps``, ``device``,
@@ -44,9 +50,13 @@ def calibrate(config: RunConfig, path: pathlib.Path) -> dict[str, Any]:
 
     Raises:
       Interrupted: it was asked to stop; nothing is measured then.
-      RunFailed: see ``moejax.training.train.train``.
+      RunFailed, UserError: see ``moejax.training.train.train``.
     """
-    if train(config, str(path))["status"] == "interrupted":
+    name = run_name(variant)
+    path = folder.run(name)
+    with folder.logged(name):
+        summary = train(calibration_config(spec.run_config(variant)), str(path))
+    if summary["status"] == "interrupted":
         raise Interrupted("asked to stop")
     rows = [row for row in read_metrics(path) if "tokens_per_second" in row]
     seconds = []

@@ -1,4 +1,4 @@
-"""One cell of an ablation as a process: ``python -m moejax.ablation.child DIR CELL``."""
+"""A process for a part of an ablation: ``python -m moejax.ablation.child DIR cell NAME``."""
 
 import sys
 

@@ -281,10 +281,11 @@ def _tuning(
     )  # fmt: skip
     # Whole steps, rounded down: the tuning need not be equal, but stay within its share.
     steps = math.floor(amount / rates.of(spec.budget.hold) * (1 + 1e-9))
+    warmup = spec.run_config(variant).optim.warmup_steps
     check(
-        steps >= 1, "tuning.max_share", tuning.max_share,
-        f"leaves no whole step for each of {runs} tuning runs of {variant!r}; give more, or fewer "
-        "factors or seeds",
+        steps > warmup, "tuning.max_share", tuning.max_share,
+        f"leaves {steps} steps for each of {runs} tuning runs of {variant!r}, which end in the "
+        f"warm-up of {warmup}; give more, or fewer factors or seeds",
     )  # fmt: skip
     return [
         tuning_cell(spec, variant, rates, factor, seed, steps)

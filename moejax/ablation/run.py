@@ -1,6 +1,7 @@
 """Runs an ablation: plans it, runs the cells that are missing, and says what came of it."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from moejax.ablation.record import (
     result,
     totals,
 )
-from moejax.ablation.runners import Runner, choose
+from moejax.ablation.runners import Children, InProcess, Nursery, Runner
 from moejax.ablation.spec import AblationSpec
 from moejax.analysis.ablation import analyse
 from moejax.analysis.ablation_record import FORMAT
@@ -167,9 +168,10 @@ def ablate(
       UserError: a config, machine or folder that cannot be used; nothing has been written then,
         unless a measured second showed it.
     """
-    parts = shares.shares(processes)
+    parts, environment = shares.shares(processes), dict(os.environ)
     folder = check_workdir(workdir)
-    with shares.within(parts[0]):
+    nursery = Nursery(folder, environment) if processes else None
+    with shares.within(parts[0], planning=processes > 0):
         setups = _prepare(spec)
         grid.check_text(spec, setups)
         record = _record(spec, setups, command)
@@ -178,7 +180,7 @@ def ablate(
             say(text.format_plan(spec, state.cells, state.rates, state.planned))
             return {**_outcome(state, "planned"), "analysis": None}
         with folder.held():
-            status = _run(state, setups, record, parts, processes, bill_process, say)
+            status = _run(state, setups, record, parts, nursery, bill_process, say)
             found = None if status == "interrupted" else analyse(folder.path)
             if found is not None:
                 folder.write(ANALYSIS, found)
@@ -187,7 +189,7 @@ def ablate(
 
 def _run(
     state: State, setups: dict[str, prepare.Setup], record: dict[str, Any],
-    parts: list[shares.Share], processes: int, bill_process: bool, say: Say,
+    parts: list[shares.Share], nursery: Nursery | None, bill_process: bool, say: Say,
 ) -> str:  # fmt: skip
     """Everything that writes; returns the status."""
     folder, spec = state.folder, state.spec
@@ -197,11 +199,13 @@ def _run(
     cleaning.remove_torn(folder)
     try:
         if not (folder.path / PLAN).is_file():
-            _calibrate(state, setups, say)
+            _calibrate(state, setups, parts[0], nursery, say)
             state.write_plan()
         say(text.format_plan(spec, state.cells, state.rates, state.planned))
         state.rows = {row["id"]: row for row in folder.results()}
-        runner = choose(folder, spec, parts, processes, bill_process)
+        runner = (
+            Children(nursery, parts) if nursery else InProcess(folder, spec, bill_process)
+        )  # fmt: skip
         try:
             _cells(state, runner, say)
         finally:
@@ -264,7 +268,8 @@ def _state(
       UserError: the folder holds another ablation, or one that began on another machine.
     """
     shown = f"--workdir = {str(folder.path)!r}"
-    if folder.exists():
+    planned_before = (folder.path / PLAN).is_file()
+    if planned_before:  # without a plan no cell has run, and everything may change
         old = folder.read(ABLATION)
         changed = specs.differences(old["spec"], record["spec"])
         if changed:
@@ -279,7 +284,7 @@ def _state(
             )
     given = spec.budget.seconds_per_step or {}
     rates = {name: grid.measure(setup, given.get(name)) for name, setup in setups.items()}
-    if not (folder.path / PLAN).is_file():
+    if not planned_before:
         calibration = {name: {"seconds_per_step": value} for name, value in given.items()}
         cells = grid.make_cells(spec, rates)
         return State(folder, spec, rates, calibration, cells, planned(cells, rates))
@@ -300,8 +305,8 @@ def _state(
 
 
 def _begin(folder: Folder, record: dict[str, Any]) -> list[str]:
-    """Writes ``ablation.json``; of one that is there, lines that say what changed since."""
-    if not folder.exists():
+    """Writes ``ablation.json``; of one that has begun, lines that say what changed since."""
+    if not (folder.path / PLAN).is_file():
         folder.write(ABLATION, record)
         return []
     old = folder.read(ABLATION)
@@ -311,23 +316,27 @@ def _begin(folder: Folder, record: dict[str, Any]) -> list[str]:
     return [f"warning: changed since the ablation began: {'; '.join(changed)}"] if changed else []
 
 
-def _calibrate(state: State, setups: dict[str, prepare.Setup], say: Say) -> None:
+def _calibrate(
+    state: State, setups: dict[str, prepare.Setup], share: shares.Share, nursery: Nursery | None,
+    say: Say,
+) -> None:  # fmt: skip
     """Measures what a budget of time or dollars needs, and plans anew by that."""
     spec = state.spec
     if not spec.budget.by_time or spec.budget.seconds_per_step is not None:
         return
     for name in spec.variants:
-        config = calibrate.calibration_config(spec.run_config(name))
         try:
-            with state.folder.logged(f"{name}-calibration"):
-                found = calibrate.calibrate(config, state.folder.run(f"{name}-calibration"))
+            if nursery is None:
+                found = calibrate.calibrate(state.folder, spec, name)
+            else:
+                found = nursery.calibrate(share, name)
         except RunFailed as error:
             if isinstance(error, Interrupted):
                 raise
             raise UserError(f"variants.{name}: its step cannot be measured: {error}") from None
         state.calibration[name] = found
         state.rates[name] = grid.measure(setups[name], found["seconds_per_step"])
-        say(f"{name}: {1e3 * found['seconds_per_step']:.4g} ms a step, measured")
+        say(text.format_calibration(name, found))
     state.cells = grid.make_cells(spec, state.rates)
     state.planned = planned(state.cells, state.rates)
 

@@ -1,6 +1,7 @@
 """How cells run: one after another in this process, or side by side in processes of their own."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -9,11 +10,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any, Protocol
 
-from moejax.ablation import grid
+from moejax.ablation import calibrate, grid
 from moejax.ablation.grid import Cell
 from moejax.ablation.record import ABLATION, PLAN, Folder
 from moejax.ablation.shares import Share, within
@@ -129,16 +130,60 @@ class InProcess:
         """Nothing runs between calls."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Nursery:
+    """What child processes begin with.
+
+    Attributes:
+      folder: the ablation's, held by this process; children hold it too, until they end.
+      environment: variables of a child, before its share's.
+    """
+
+    folder: Folder
+    environment: Mapping[str, str]
+
+    def spawn(self, share: Share, what: str, name: str) -> subprocess.Popen:
+        """Starts a child on its share: ``what`` is ``cell`` or ``calibrate``, ``name`` of which."""
+        command = [sys.executable, "-m", "moejax.ablation.child", str(self.folder.path), what, name]
+        log = name if what == "cell" else calibrate.run_name(name)
+        own = {**self.environment, **share.environment(), PARENT: str(os.getpid())}
+        # A child inherits this process's cores, and they bind all of its threads from the first.
+        with open(self.folder.log(log), "a") as file, within(share):
+            # A session of its own: Ctrl-C asks this process, which asks the children in turn.
+            return subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=file, start_new_session=True,
+                pass_fds=[self.folder.lock_file.fileno()], env=own,
+            )  # fmt: skip
+
+    def calibrate(self, share: Share, variant: str) -> dict[str, Any]:
+        """Measures a variant's step in a child.
+
+        Raises:
+          RunFailed, Interrupted: see ``moejax.ablation.calibrate.calibrate``.
+        """
+        process = self.spawn(share, "calibrate", variant)
+        try:
+            process.wait()
+            answer = _answer(process)
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+        if answer["error"] is not None:
+            raise RunFailed(answer["error"])
+        return answer["found"]
+
+
 class Children:
     """Runs each cell in a process of its own, on its share of the machine.
 
     Args:
-      folder: the ablation's, held by this process; children hold it too, until they end.
+      nursery: where children begin.
       shares: as many cells run at once.
     """
 
-    def __init__(self, folder: Folder, shares: Sequence[Share]):
-        self._folder, self._free = folder, list(shares)
+    def __init__(self, nursery: Nursery, shares: Sequence[Share]):
+        self._nursery, self._free = nursery, list(shares)
         self._running: dict[str, tuple[Cell, Share, subprocess.Popen]] = {}
         self._stop: str | None = None
         with contextlib.suppress(ValueError):  # only the main thread may
@@ -155,16 +200,7 @@ class Children:
 
     def start(self, cell: Cell) -> None:
         share = self._free.pop(0)
-        command = [sys.executable, "-m", "moejax.ablation.child", str(self._folder.path), cell.id]
-        # A child inherits the share, whose cores bind all of its threads from the first.
-        with open(self._folder.log(cell.id), "a") as log, within(share):
-            # A session of its own: Ctrl-C asks this process, which asks the children in turn.
-            process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
-                pass_fds=[self._folder.lock_file.fileno()],
-                env={**os.environ, PARENT: str(os.getpid())},
-            )  # fmt: skip
-        self._running[cell.id] = (cell, share, process)
+        self._running[cell.id] = (cell, share, self._nursery.spawn(share, "cell", cell.id))
 
     def wait(self) -> tuple[Cell, str | None]:
         while True:
@@ -174,7 +210,7 @@ class Children:
                 if process.poll() is not None:
                     del self._running[cell.id]
                     self._free.append(share)
-                    return cell, _child_error(process)
+                    return cell, _answer(process)["error"]
             time.sleep(POLL_SECONDS)
 
     def close(self) -> None:
@@ -193,37 +229,48 @@ class Children:
             signal.signal(number, handler)
 
 
-def _child_error(process: subprocess.Popen) -> str | None:
-    """Why a child's cell failed; raises Interrupted where somebody else stopped it."""
+def _answer(process: subprocess.Popen) -> dict[str, Any]:
+    """What a child that ended says: ``error``, and ``found`` where something was measured.
+
+    Raises:
+      Interrupted: it was asked to stop.
+    """
     said = process.stdout.read()
     process.stdout.close()
     code = process.returncode
     if code == INTERRUPTED:
         raise Interrupted("a cell's process was asked to stop")
     try:
-        return json.loads(said.splitlines()[-1])["error"]
-    except (IndexError, ValueError, KeyError, TypeError):
+        answer = json.loads(said.splitlines()[-1])
+        return {"error": answer["error"], "found": answer.get("found")}
+    except (IndexError, ValueError, KeyError, TypeError, AttributeError):
         pass
     if code < 0:
         name = signal.Signals(-code).name
         hint = "; was there too little memory?" if name == "SIGKILL" else ""
-        return f"its process was killed by {name}{hint}"
-    return f"its process ended with status {code}; its log says why"
+        return {"error": f"its process was killed by {name}{hint}"}
+    return {"error": f"its process ended with status {code}; its log says why"}
 
 
-def child(workdir: str, cell_id: str) -> int:
-    """What a child process does: one cell of the ablation in ``workdir``."""
+def child(workdir: str, what: str, name: str) -> int:
+    """What a child process does: a cell of the ablation in ``workdir``, or a variant's seconds."""
     _end_with_parent(int(os.environ[PARENT]))
     folder = Folder(workdir)
     spec = from_dict(folder.read(ABLATION)["spec"])
-    cells = map(Cell.from_dict, folder.read(PLAN)["cells"])
-    cell = next(cell for cell in cells if cell.id == cell_id)
+    answer: dict[str, Any] = {"error": None}
     try:
-        error = execute(folder, spec, cell, bill_process=True)
+        if what == "calibrate":
+            answer["found"] = calibrate.calibrate(folder, spec, name)
+        else:
+            cells = map(Cell.from_dict, folder.read(PLAN)["cells"])
+            cell = next(cell for cell in cells if cell.id == name)
+            answer["error"] = execute(folder, spec, cell, bill_process=True)
     except Interrupted:
         return INTERRUPTED
-    print(json.dumps({"error": error}), flush=True)
-    return 0 if error is None else 1
+    except (RunFailed, UserError) as error:
+        answer["error"] = str(error)
+    print(json.dumps(answer), flush=True)
+    return 0 if answer["error"] is None else 1
 
 
 def _end_with_parent(parent: int) -> None:
@@ -235,10 +282,3 @@ def _end_with_parent(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
-
-
-def choose(
-    folder: Folder, spec: AblationSpec, shares: Sequence[Share], processes: int, bill_process: bool
-) -> Any:
-    """The runner for so many processes; 0 runs cells here."""
-    return Children(folder, shares) if processes else InProcess(folder, spec, bill_process)

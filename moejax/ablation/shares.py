@@ -14,6 +14,8 @@ from moejax.config import check
 from moejax.cost.hardware import cpu_cores
 
 GPU_VARIABLE = "CUDA_VISIBLE_DEVICES"
+# Of a process that only plans: it must leave a GPU's memory to the cells that run there.
+PLANNING = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +79,18 @@ def shares(processes: int) -> list[Share]:
 
 
 @contextlib.contextmanager
-def within(share: Share) -> Iterator[None]:
-    """Keeps this process to a share for a while: what is planned and measured is one cell's."""
+def within(share: Share, planning: bool = False) -> Iterator[None]:
+    """Keeps this process to a share for a while: what is planned and measured is one cell's.
+
+    Args:
+      share: which.
+      planning: whether this process computes nothing itself.
+    """
     before = os.sched_getaffinity(0) if share.cores is not None else None
-    kept = {name: os.environ.get(name) for name in share.environment()}
+    values = share.environment() | (PLANNING if planning else {})
+    kept = {name: os.environ.get(name) for name in values}
     share.pin()
-    os.environ.update(share.environment())
+    os.environ.update(values)
     try:
         yield
     finally:

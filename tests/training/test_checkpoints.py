@@ -179,6 +179,15 @@ def test_newest_and_best_are_kept(tmp_path):
     assert [p.name for p in (tmp_path / "one").iterdir()] == ["3"]
 
 
+def test_steps_that_others_branch_off_from_are_saved_and_stay(tmp_path):
+    config = CheckpointConfig(keep_newest=1, keep_best=0, at_steps=(2, 3))
+    assert [step for step in range(1, 8) if config.due(step, 7)] == [2, 3, 7]
+    save_steps(tmp_path, 2, 3, 5, 7, config=config)
+    assert Checkpointer(tmp_path).steps() == [2, 3, 7]
+    with pytest.raises(ConfigError, match=r"checkpoint.at_steps = \(0,\)"):
+        CheckpointConfig(at_steps=(0,))
+
+
 def test_old_one_goes_only_once_the_new_one_is_sealed(tmp_path, monkeypatch):
     events = []
     seal, delete = manifest.seal, manifest.delete
