@@ -338,7 +338,7 @@ def _calibrate(
             raise UserError(f"variants.{name}: its step cannot be measured: {error}") from None
         state.calibration[name] = found
         state.rates[name] = grid.measure(setups[name], found["seconds_per_step"])
-        say(f"{name}: {1e3 * found['seconds_per_step']:.4g} ms a step, measured")
+        say(text.format_calibration(name, found))
     state.cells = grid.make_cells(spec, state.rates)
     state.planned = planned(state.cells, state.rates)
 

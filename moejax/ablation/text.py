@@ -8,6 +8,7 @@ from moejax.ablation.spec import AblationSpec
 from moejax.analysis.ablation import format_analysis
 from moejax.cost import text
 
+UNSTEADY = 1.5  # longest over shortest step that one measurement may show
 LINES = {
     "tune": "tuning", "final": "runs", "trunk": "trunks", "branch": "decay branches",
     "dense": "dense runs to upcycle", "calibration": "measuring a step", "failed": "failed",
@@ -78,6 +79,18 @@ def _bill(planned: Mapping[str, Any]) -> list[Sequence[str]]:
             f"{text.dollars(part['low'])} to {text.dollars(part['high'])}",
         ))  # fmt: skip
     return rows
+
+
+def format_calibration(variant: str, found: Mapping[str, Any]) -> str:
+    """A variant's measured step, with a warning where the machine was too busy to tell."""
+    each, low, high = (1e3 * found[name] for name in ("seconds_per_step", "low", "high"))
+    line = f"{variant}: {each:.4g} ms a step, measured ({low:.4g} to {high:.4g})"
+    if high > UNSTEADY * low:
+        line += (
+            "\nwarning: the machine was busy with something else, and budgets of time will be as "
+            "unequal; measure in a new --workdir when it is quiet"
+        )
+    return line
 
 
 def format_row(

@@ -19,8 +19,11 @@
     balance_runs    bias rules, and the pull of balance losses on routers
     recorded        recorded ablations and measurements, for the notebooks
     statistics      paired differences, verdicts and the seeds that they need
+    statistics      paired differences and verdicts; pooling: their variance; power: seeds needed
     multipliers     how many times fewer FLOPs or dollars for the same loss
-    ablation        what an ablation found; ablation_record reads it, ablation_text shows it
+    scaling_fits    loss over size, granularity and number of experts
+    ablation        what an ablation found; ablation_record reads it, ablation_text shows it,
+                    ablation_health and ablation_scaling are parts of it
 
 Nothing here is imported by training, but for the curve that every run ends with.
 """

@@ -106,8 +106,8 @@ def within_run_curves(folder: str | pathlib.Path, field: str = "") -> dict[str, 
       field: of the metrics; the ablation's own by default.
 
     Returns:
-      Lists of ``step``, ``tokens``, ``flops``, ``seconds``, ``dollars`` (None where the metrics do
-      not say) and ``value``.
+      Lists of ``step``, ``value`` and ``tokens``, ``flops``, ``seconds``, ``dollars``: of training
+      to that step, as so large a share of the cell's own as of its steps; None where it has none.
 
     Raises:
       UserError: see ``read_record``; damaged metrics.
@@ -116,17 +116,17 @@ def within_run_curves(folder: str | pathlib.Path, field: str = "") -> dict[str, 
 
     record, curves = read_record(folder), {}
     field = field or record.metric
-    sources = {"tokens": "tokens", "flops": "model_flops", "seconds": "seconds",
-               "dollars": "dollars"}  # fmt: skip
     for name in record.spec["variants"]:
         curves[name] = {}
         for row in record.measured(name, record.amounts[-1]):
             run = record.path / "runs" / row["id"]
-            if not (run / FILE).is_file():
+            if not (run / FILE).is_file() or not row.get("steps"):
                 continue
+            each = {axis: row[source] / row["steps"] if is_number(row.get(source)) else None
+                    for axis, source in COSTS.items()}  # fmt: skip
             curves[name][str(row["seed"])] = [
                 {"step": line["step"], "value": line[field]}
-                | {axis: line.get(source) for axis, source in sources.items()}
+                | {axis: cost and cost * line["step"] for axis, cost in each.items()}
                 for line in read_metrics(run)
                 if is_number(line.get(field))
             ]

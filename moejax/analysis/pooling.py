@@ -14,8 +14,7 @@ from jaxtyping import Float
 from scipy import special
 
 # A pair is judged by its own variance where one of three F tests finds at this level that it
-# scatters more than the rest. A laxer level costs power where all is well: at 0.05 a promised 80 %
-# comes to 70 %, at 0.01 to 78 %.
+# scatters more than the rest. A laxer level costs power where all is well, 5 to 10 points at 0.05.
 DOUBT = 0.01
 # A variant this improbably noisy (a diverging one) is kept out of the pool, for the others' sake.
 GROSS = 0.001

@@ -139,10 +139,11 @@ def test_curves_within_runs_come_from_the_runs_metrics(tmp_path):
     folder = grid(tmp_path, {"aux": 1.9, "bias": 1.8})
     run = folder / "runs" / "bias-seed3-1e+06"
     run.mkdir(parents=True)
-    lines = [{"step": 5, "loss": 2.0}, {"step": 5, "val_bits_per_byte": 3.0, "tokens": 7}]
+    lines = [{"step": 5, "loss": 2.0}, {"step": 5, "val_bits_per_byte": 3.0}]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert within_run_curves(folder) == {
-        "aux": {},
-        "bias": {"3": [{"step": 5, "value": 3.0, "tokens": 7, "flops": None, "seconds": None,
-                        "dollars": None}]},
-    }  # fmt: skip
+    # Step 5 of 10 has half of the cell's 1e6 tokens, 1e12 FLOPs, 1,000 seconds and one dollar.
+    curves = within_run_curves(folder)
+    assert curves == {"aux": {}, "bias": {"3": [
+        {"step": 5, "value": 3.0, "tokens": 5e5, "flops": 5e11, "seconds": 500.0, "dollars": 0.5}
+    ]}}  # fmt: skip
+    assert within_run_curves(folder, "loss")["bias"]["3"][0]["value"] == 2.0
