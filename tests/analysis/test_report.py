@@ -250,6 +250,7 @@ def test_figures_as_files(tmp_path):
     assert {path.parent for path in files} == {tmp_path / "page_figures"}
     before = [path.read_bytes() for path in files]
     assert all(b"</svg>" in data or data.startswith(b"\x89PNG") for data in before)
+    assert [int.from_bytes(data[16:20]) for data in before[1::2]] == [832] * 4  # pixels across
     report(run, f"--output={output}", "--figures=svg,png")
     assert [path.read_bytes() for path in files] == before
 

@@ -95,6 +95,11 @@ def test_the_start_of_a_curve_does_not_flatten_the_rest():
     assert "above the frame" in str(figure(cut)) and "above the frame" not in str(figure(whole))
 
 
+def test_a_curve_of_the_start_alone_is_not_cut_off():
+    lines = [Line("a", np.array([1.0]), np.array([9.0])), Line("b", np.array([99.0]), np.ones(1))]
+    assert chart(lines, cut_start=True).limits[1][1] > 9
+
+
 @pytest.mark.parametrize("y", [[], [2.0], [math.nan], [2.0, 2.0]])
 def test_charts_of_next_to_nothing(y):
     values = np.array(y, float)

@@ -160,7 +160,7 @@ def _verdicts(ablation: Ablation) -> Html:
     analysis = ablation.analysis
     rows, said = [], []
     for name, variant in analysis["variants"].items():
-        edits = ", ".join(f"{k} = {v}" for k, v in (variant.get("edits") or {}).items())
+        edits = ", ".join(_edits(variant.get("edits") or {}))
         shown = join([tag("strong", name), paragraph(edits, class_="note") if edits else ""])
         difference = variant.get("difference")
         if name == analysis["reference"]:
@@ -188,6 +188,17 @@ def _verdicts(ablation: Ablation) -> Html:
     if len(said) > MOST_SENTENCES:
         words = details("Each verdict as a sentence", words)
     return join([listed, words])
+
+
+def _edits(edits: Mapping[str, Any], above: str = "") -> list[str]:
+    """Edits of the base, a line a field, whole blocks field by field."""
+    found = []
+    for name, value in edits.items():
+        if isinstance(value, Mapping):
+            found += _edits(value, f"{above}{name}.")
+        else:
+            found.append(f"{above}{name} = {value}")
+    return found
 
 
 def _verdict(variant: Mapping[str, Any], difference: Mapping[str, Any] | None, reference: bool):
@@ -225,7 +236,9 @@ def _by_budget(ablation: Ablation) -> Html:
 
 
 def _amount(value: Any) -> str:
-    return f"{value:,g}" if isinstance(value, (int, float)) else str(value)
+    if isinstance(value, (int, float)):
+        return f"{value:,.0f}" if float(value).is_integer() and value < 1e9 else f"{value:,g}"
+    return str(value)
 
 
 def _si(value: float | None) -> str:
@@ -234,29 +247,28 @@ def _si(value: float | None) -> str:
 
 def _multipliers(ablation: Ablation) -> Html:
     multipliers = ablation.analysis.get("multipliers") or {}
-    rows, reasons = [], []
+    rows: list[list[Any]] = []
+    reasons: dict[str, list[str]] = {}
     for name, by_unit in multipliers.items():
         cells = []
         for unit, (shown, _) in ablation_charts.UNITS.items():
             found = by_unit.get(unit) or {}
             cells.append(_times(found))
             if found.get("why"):
-                reasons.append(f"{name}, {shown}: {found['why']}")
+                reasons.setdefault(found["why"], []).append(f"{name} in {shown}")
         rows.append([name, *cells])
     if not rows:
         return Html("")
+    if all(cell == UNKNOWN for row in rows for cell in row[1:]):
+        return paragraph(f"There are no multipliers: {'; '.join(reasons)}.")
     reference = ablation.analysis["reference"]
     note = (
-        f"Above 1: reaches {reference}'s loss with so many times less; interpolated between curves "
-        "fitted over the budgets, with 95 % intervals."
+        f"Above 1: reaches {reference}'s loss with so many times less; read off curves fitted over "
+        "the budgets, with 95 % intervals."
     )
-    listed = table(
-        ["variant", *(shown for shown, _ in ablation_charts.UNITS.values())],
-        rows,
-        label="Multipliers",
-        note=note,
-    )
-    items = [tag("li", line) for line in dict.fromkeys(reasons)]
+    headings = ["variant", *(shown for shown, _ in ablation_charts.UNITS.values())]
+    listed = table(headings, rows, label="Multipliers", note=note)
+    items = [tag("li", f"{', '.join(cells)}: {why}") for why, cells in reasons.items()]
     return join([listed, details("Why some are missing", tag("ul", *items)) if items else ""])
 
 

@@ -80,7 +80,9 @@ class LineChart(Chart):
         start = x_low + (x_high - x_low) / 20 if self.cut_start else -math.inf
         ys = [np.array([value for _, value in self.references], float)]
         for line in self.lines:
-            shown = (line.x >= start) & np.isfinite(line.y)
+            known = np.isfinite(line.y)
+            shown = known & (line.x >= start)
+            shown = shown if shown.any() else known
             ys.append(line.y[shown])
             ys += [edge[shown] for edge in line.band or ()]
         heights = np.concatenate(ys)

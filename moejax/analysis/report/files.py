@@ -38,13 +38,12 @@ def draw(charts: Iterable[Chart], folder: pathlib.Path, kinds: Sequence[str]) ->
     for chart in charts:
         for kind in kinds:
             made = {LineChart: _line_chart, HeatMap: _heat_map, Forest: _forest}[type(chart)](chart)
-            made.set_dpi(DOTS_PER_INCH)
             written.append(save_figure(made, folder / f"{chart.name}.{kind}"))
     return written
 
 
 def _figure(chart: Chart, height: float) -> tuple[plt.Figure, plt.Axes]:
-    made, axes = plt.subplots(figsize=(5.2, height), layout="constrained")
+    made, axes = plt.subplots(figsize=(5.2, height), dpi=DOTS_PER_INCH, layout="constrained")
     axes.set_title(plain(chart.title), fontsize="medium", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     return made, axes

@@ -170,10 +170,11 @@ def _read_run(path: pathlib.Path, name: str) -> RunRecord:
     try:
         config = run_config.from_dict(record["config"])
     except UserError as error:
-        version = record.get("code", {}).get("moejax", "unknown")
+        code = record.get("code", {})
+        version = f"moejax {code.get('moejax')}, revision {str(code.get('revision'))[:12]}"
         raise UserError(
-            f"{path / run_dir.CONFIG}: a config of another version (moejax {version}): {error}; "
-            "make the report with that version"
+            f"{path / run_dir.CONFIG}: a config of another version ({version}): {error}; make the "
+            "report with that version"
         ) from None
     return RunRecord(
         name=name,

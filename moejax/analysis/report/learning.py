@@ -74,7 +74,8 @@ def group_charts(groups: Groups, *, what: str, order: Sequence[str]) -> list[Lin
     charts = []
     for axis, label in AXES.items():
         lines = _lines(groups, axis, _held_out, order)
-        if lines:
+        # A validation at the end alone is in the tables, and is no curve.
+        if any(len(line.x) > 1 for line in lines):
             charts.append(LineChart(
                 f"held-out-{axis}", f"Held-out loss over {_short(axis)}", "" if charts else caption,
                 label, "bits per byte", lines, cut_start=True, money=axis == "dollars",

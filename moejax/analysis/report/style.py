@@ -140,7 +140,8 @@ figure .note{margin:.2rem 0 0}
 svg text{font:11px system-ui,-apple-system,"Segoe UI",Roboto,Arial,sans-serif;fill:var(--muted);
  font-variant-numeric:tabular-nums}
 svg text.small{font-size:9.5px}svg text.label,svg text.name{fill:var(--text)}
-svg text.name,svg text.reference{paint-order:stroke;stroke:var(--ground);stroke-width:3px}
+svg text.name,svg text.told,svg text.reference{paint-order:stroke;
+ stroke:var(--ground);stroke-width:3px}
 .end{text-anchor:end}.middle{text-anchor:middle}
 .grid{stroke:var(--grid);fill:none}.tick,.axis{stroke:var(--rule);fill:none}
 .frame{fill:none;stroke:var(--rule)}

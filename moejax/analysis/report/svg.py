@@ -324,7 +324,7 @@ def _forest_limits(chart: Forest) -> tuple[float, float]:
 def _interval(x: _Axis, interval: Interval, top: float) -> list[str]:
     parts = [
         _text(10, top + 12, _cut(interval.label, 56 - len(interval.text)), "name"),
-        _text(WIDTH - 10, top + 12, interval.text, "end"),
+        _text(WIDTH - 10, top + 12, interval.text, "end told"),
     ]
     if not math.isfinite(interval.value):
         return parts
