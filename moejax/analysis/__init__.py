@@ -18,7 +18,6 @@
     live_runs       small runs that notebooks train
     balance_runs    bias rules, and the pull of balance losses on routers
     recorded        recorded ablations and measurements, for the notebooks
-    statistics      paired differences, verdicts and the seeds that they need
     statistics      paired differences and verdicts; pooling: their variance; power: seeds needed
     multipliers     how many times fewer FLOPs or dollars for the same loss
     scaling_fits    loss over size, granularity and number of experts
