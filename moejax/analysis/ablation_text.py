@@ -23,19 +23,19 @@ def format_analysis(analysis: Mapping[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def compared_budget(analysis: Mapping[str, Any]) -> float:
+    """The budget of an analysis' verdicts."""
+    found = [v["difference"]["budget"] for v in analysis["variants"].values() if v["difference"]]
+    return found[0] if found else analysis["budgets"][-1]
+
+
 def _head(analysis: Mapping[str, Any]) -> str:
-    budget, hold = _compared(analysis), analysis["hold"]
+    budget, hold = compared_budget(analysis), analysis["hold"]
     return (
         f"{analysis['name']}: {analysis['metric']} (lower is better) at {text.parameters(budget)} "
         f"{_UNITS.get(hold, hold)}, {len(analysis['seeds'])} seeds, on "
         f"{analysis['device'] or 'an unknown device'}"
     )
-
-
-def _compared(analysis: Mapping[str, Any]) -> float:
-    """The budget of the verdicts."""
-    found = [v["difference"]["budget"] for v in analysis["variants"].values() if v["difference"]]
-    return found[0] if found else analysis["budgets"][-1]
 
 
 def _point(entry: Mapping[str, Any], budget: float) -> Mapping[str, Any]:
@@ -44,7 +44,7 @@ def _point(entry: Mapping[str, Any], budget: float) -> Mapping[str, Any]:
 
 def _table(analysis: Mapping[str, Any]) -> str:
     """One line a variant; ± is the half width of a 95 % t interval."""
-    budget = _compared(analysis)
+    budget = compared_budget(analysis)
     rows = [["variant", "n", "mean ±", "difference ±", "p", "p (Holm)", "verdict", "FLOP", "time",
              "dollars", "MaxVio", "dropped"]]  # fmt: skip
     for name, entry in analysis["variants"].items():
@@ -100,7 +100,7 @@ def _pooled(analysis: Mapping[str, Any]) -> str:
     return (
         f"paired by seed; error of one run pooled over {len(pool['variants'])} variants: "
         f"{pool['sd']:.3g} on {pool['df']} degrees of freedom; familywise error "
-        f"{analysis['alpha']:.0%} by Holm; ± is 95 % of one alone{left}"
+        f"{100 * analysis['alpha']:.0f} % by Holm; ± is 95 % of one alone{left}"
     )
 
 

@@ -17,6 +17,9 @@ from moejax.training import run_config, run_dir
 from moejax.training.run_config import RunConfig
 
 ANALYSIS = "analysis.json"
+_ANALYSIS_NEEDS = (
+    "name", "metric", "hold", "reference", "seeds", "budgets", "variants", "failed", "bill",
+)  # fmt: skip
 _NOT_RUNS = ("checkpoints", "tensorboard", "tokenizer", INSPECT_FOLDER)
 
 
@@ -196,6 +199,11 @@ def _gather_ablation(path: pathlib.Path) -> Subject:
         about, plan, cells, analysis = record.about, record.plan, record.rows, analyse(path)
     else:
         about, plan, cells = _json(path / ABLATION) or {}, _json(path / PLAN) or {}, ()
+        lacking = [name for name in _ANALYSIS_NEEDS if name not in analysis]
+        if lacking:
+            raise UserError(
+                f"{path / ANALYSIS}: lacks {', '.join(lacking)}; restore the file, or results.jsonl"
+            )
     folder = path / "runs"
     found = sorted(_with_config(folder)) if folder.is_dir() else []
     runs = [_read_run(run, run.name) for run in found]
