@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from moejax.ablation.grid import Cell
+from moejax.analysis.ablation_record import ABLATION, RESULTS, read_object, read_rows
 from moejax.config import UserError
 from moejax.cost import bill
 from moejax.training import run_dir
 from moejax.training.manifest import write_whole
 from moejax.training.metrics import read_metrics
 
-ABLATION, PLAN, RESULTS, ANALYSIS = "ablation.json", "plan.json", "results.jsonl", "analysis.json"
 RUNS, LOGS = "runs", "logs"
 CHARGED = ("tokens", "model_flops", "wall_seconds", "device_hours", "dollars")
 LOCK_SECONDS = 5.0  # how long the children of a killed ablation may take to notice
@@ -105,16 +105,7 @@ class Folder:
         Raises:
           UserError: it is missing or damaged.
         """
-        try:
-            values = json.loads((self.path / name).read_text())
-            if not isinstance(values, dict):
-                raise ValueError("not an object")
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{str(self.path / name)!r}: cannot be read ({error}); restore the file, or use a "
-                "new --workdir"
-            ) from None
-        return values
+        return read_object(self.path / name, "use a new --workdir")
 
     def write(self, name: str, values: Mapping[str, Any]) -> None:
         """Writes a file as a whole, on the disk."""
@@ -126,22 +117,7 @@ class Folder:
         Raises:
           UserError: another line is damaged.
         """
-        path = self.path / RESULTS
-        rows = []
-        try:
-            lines = path.read_bytes().split(b"\n")[:-1]
-        except FileNotFoundError:
-            return []
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line)
-                row["id"], row["status"]
-            except (ValueError, KeyError, TypeError):
-                raise UserError(
-                    f"{str(path)!r}: line {number} is damaged; delete it, and its cell runs again"
-                ) from None
-            rows.append(row)
-        return rows
+        return read_rows(self.path / RESULTS)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Adds a line to ``results.jsonl``, on the disk when this returns."""

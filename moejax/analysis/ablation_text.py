@@ -3,10 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from moejax.analysis.ablation_record import UNITS
 from moejax.cost import text
-
-_UNITS = {"tokens": "tokens", "flops": "FLOP", "device_seconds": "device-seconds",
-          "dollars": "dollars"}  # fmt: skip
 
 
 def format_analysis(analysis: Mapping[str, Any]) -> str:
@@ -33,7 +31,7 @@ def _head(analysis: Mapping[str, Any]) -> str:
     budget, hold = compared_budget(analysis), analysis["hold"]
     return (
         f"{analysis['name']}: {analysis['metric']} (lower is better) at {text.parameters(budget)} "
-        f"{_UNITS.get(hold, hold)}, {len(analysis['seeds'])} seeds, on "
+        f"{UNITS.get(hold, hold)}, {len(analysis['seeds'])} seeds, on "
         f"{analysis['device'] or 'an unknown device'}"
     )
 

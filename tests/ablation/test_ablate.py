@@ -12,7 +12,6 @@ import jax
 import numpy as np
 import pytest
 from ablations import ablate, results, write_ablation
-from conftest import CACHE
 
 from moejax.ablation import grid, run, spec
 from moejax.ablation.record import Folder
@@ -204,7 +203,7 @@ def test_a_damaged_line_of_the_results_is_named(tmp_path):
 
 def environment() -> dict[str, str]:
     """As in this process: losses depend on the number of virtual devices."""
-    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
+    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
 
 
 def begin(config: pathlib.Path, workdir: pathlib.Path, *flags: str) -> subprocess.Popen:

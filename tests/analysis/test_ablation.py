@@ -21,7 +21,8 @@ def grid(tmp_path, means, **more):
 
 def test_an_effect_is_found_and_none_where_there_is_none(tmp_path):
     # Errors of 0.01 at 5 seeds: the difference has the standard error 0.01 sqrt(2/5) = 0.006.
-    found = analyse(grid(tmp_path, {"aux": 1.9, "bias": 1.8, "same": 1.9, "bad": 2.0}))
+    means = {"aux": 1.9, "bias": 1.8, "same": 1.9, "bad": 2.0}
+    found = analyse(grid(tmp_path, means, smallest_effect=0.01))
     verdicts = {name: v["difference"] and v["difference"]["verdict"]
                 for name, v in found["variants"].items()}  # fmt: skip
     assert verdicts == {"aux": None, "bias": "better", "same": "cannot tell", "bad": "worse"}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from moejax.analysis.ablation import analyse
-from moejax.analysis.ablation_record import ABLATION, PLAN, RESULTS, read_record
+from moejax.analysis.ablation_record import ABLATION, ANALYSIS, PLAN, RESULTS, read_record
 from moejax.analysis.inspect import FOLDER as INSPECT_FOLDER
 from moejax.analysis.inspect import RESULT as INSPECT_RESULT
 from moejax.analysis.report.curves import Curves, read_curves
@@ -16,7 +16,6 @@ from moejax.cost import bill
 from moejax.training import run_config, run_dir
 from moejax.training.run_config import RunConfig
 
-ANALYSIS = "analysis.json"
 _ANALYSIS_NEEDS = (
     "name", "metric", "hold", "reference", "seeds", "budgets", "variants", "failed", "bill",
 )  # fmt: skip
