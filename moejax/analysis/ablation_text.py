@@ -187,8 +187,8 @@ def _scaling(analysis: Mapping[str, Any]) -> str:
         of, errors = found["coefficients"], found["errors"]
         beats = found["left_out_error"] < found["constant_error"]
         lines.append(
-            f"over {axis}: L = {of['c']:.3g} + {of['a']:.3g} / x^{of['alpha']:.3g} (alpha "
-            f"± {errors['alpha']:.2g}); a variant left out is missed by "
+            f"over {axis}: L = {of['c']:.3g} + {of['a']:.3g} / x^{of['alpha']:.3g} (standard "
+            f"error of alpha {errors['alpha']:.2g}); a variant left out is missed by "
             f"{100 * found['left_out_error']:.2f} %, by the mean of the others "
             f"{100 * found['constant_error']:.2f} %{'' if beats else ': not shown to follow it'}"
         )

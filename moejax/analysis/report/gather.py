@@ -48,6 +48,7 @@ class RunRecord:
 
     @property
     def has_checkpoint(self) -> bool:
+        """Whether a checkpoint lies in the folder, be it whole or not."""
         folder = self.path / run_dir.CHECKPOINTS
         return folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())
 
