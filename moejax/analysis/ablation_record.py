@@ -124,6 +124,11 @@ def read_record(folder: str | pathlib.Path) -> Record:
             f"{str(path / ABLATION)!r}: the spec lacks {', '.join(lacking)}; restore the file, or "
             "run the ablation again"
         )
+    if not _is_sound(spec):
+        raise UserError(
+            f"{str(path / ABLATION)!r}: the spec is damaged (its variants, reference or budget); "
+            "restore the file, or run the ablation again"
+        )
     plan = read_object(path / PLAN) if (path / PLAN).is_file() else {}
     rows = {row["id"]: row for row in read_rows(path / RESULTS, _IN_A_ROW)}
     if not rows:
@@ -131,6 +136,19 @@ def read_record(folder: str | pathlib.Path) -> Record:
             f"{str(path)!r}: no cell of the ablation has ended yet; let `moejax ablate` run first"
         )
     return Record(path, spec, about, plan, tuple(rows.values()))
+
+
+def _is_sound(spec: dict[str, Any]) -> bool:
+    """Whether the spec has variants, the reference among them, and amounts."""
+    variants, budget = spec["variants"], spec["budget"]
+    amounts = budget.get("amounts") if isinstance(budget, dict) else None
+    return (
+        isinstance(variants, dict)
+        and spec["reference"] in variants
+        and isinstance(amounts, list)
+        and bool(amounts)
+        and all(map(is_number, amounts))
+    )
 
 
 def read_object(path: pathlib.Path, remedy: str = "run the ablation again") -> dict[str, Any]:

@@ -134,6 +134,10 @@ def test_bad_folders_are_refused_in_one_line(tmp_path):
     refused("cannot be read", folder)
     (folder / "ablation.json").write_text('{"spec": {}}')
     refused("lacks name", folder)
+    spec = json.loads((grid(tmp_path, means) / "ablation.json").read_text())["spec"]
+    for broken in ({"reference": "x"}, {"variants": ["aux"]}, {"budget": {}}):
+        (folder / "ablation.json").write_text(json.dumps({"spec": spec | broken}))
+        refused("the spec is damaged", folder)
 
 
 def test_curves_within_runs_come_from_the_runs_metrics(tmp_path):

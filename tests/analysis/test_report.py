@@ -362,7 +362,8 @@ def test_damaged_files(copy, tmp_path, capsys):
         "config.json": b"{",
         "inspect/inspect.json": b"{]",
     }
-    for name, content in spoilt.items():
+    halves = {"summary.json": b"{}", "inspect/inspect.json": b'{"step": 1}'}
+    for name, content in [*spoilt.items(), *halves.items()]:
         good = (copy / name).read_bytes()
         (copy / name).write_bytes(content)
         line = refused(capsys, copy, root=tmp_path)
