@@ -77,7 +77,13 @@ def test_claims(tmp_path):
     # Better than the reference, but not the best of all.
     means, claim = {"aux": 1.9, "bias": 1.8, "new": 1.7}, {"text": "best", "direction": "bias"}
     found = analyse(grid(tmp_path, means, claim=claim))
-    assert found["claim_outcome"] == "disagrees" and "new better" in found["claim_text"]
+    assert found["claim_outcome"] == "disagrees"
+    assert found["claim_text"] == "better than bias: new"
+    # Told apart, and yet less than what matters.
+    means, claim = {"aux": 1.9, "bias": 1.8}, {"text": "best", "direction": "bias"}
+    found = analyse(grid(tmp_path, means, claim=claim, smallest_effect=0.5))
+    assert found["claim_outcome"] == "agrees in direction"
+    assert found["claim_text"] == "bias better than aux (by less than the 0.5 of interest)"
 
 
 def test_the_bill_has_tuning_and_failures_as_lines(tmp_path):
