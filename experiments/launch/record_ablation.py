@@ -4,7 +4,8 @@
 
 writes ``experiments/results/ablations/loss_free_bias``: the record that
 ``moejax.analysis.ablation`` reads, ``analysis.json``, the report's figures, and ``README.md`` with
-the command, the versions and the tables. What stands under the page's heading "What it says" is written by hand and stays.
+the command, the versions and the tables. What stands under the page's heading "What it says" is
+written by hand and stays.
 """
 
 import json
