@@ -122,8 +122,7 @@ def planned(cells: list[Cell], rates: dict[str, Rates]) -> dict[str, Any]:
     and ``high``; the same by kind of cell under ``by_kind``."""
 
     def total(part: list[Cell]) -> dict[str, float]:
-        own = [cell.steps - cell.from_step for cell in part]
-        work = [(steps, rates[cell.variant]) for steps, cell in zip(own, part, strict=True)]
+        work = [(cell.own_steps, rates[cell.rates_name]) for cell in part]
         return {
             "cells": len(part),
             "tokens": sum(steps * rate.tokens for steps, rate in work),

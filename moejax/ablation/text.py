@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moejax.ablation.grid import UNITS, Cell, Rates, dense_name
+from moejax.ablation.grid import UNITS, Cell, Rates
 from moejax.ablation.spec import AblationSpec
 from moejax.analysis.ablation import format_analysis
 from moejax.cost import text
@@ -42,8 +42,7 @@ def _variants(
         ("variant", "parameters", "active", "FLOP/token", "tokens/step", "s/step", "steps")
     ]
     for name, rate in rates.items():
-        first = [c for c in cells if c.seed == spec.seeds[0] and name == (
-            dense_name(c.variant) if c.kind == "dense" else c.variant)]  # fmt: skip
+        first = [c for c in cells if c.seed == spec.seeds[0] and c.rates_name == name]
         steps = sorted({cell.steps for cell in first if cell.kind != "tune"})
         rows.append((
             name, text.parameters(rate.model["total"]), text.parameters(rate.model["active"]),
