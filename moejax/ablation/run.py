@@ -154,7 +154,7 @@ def ablate(
         machine; 0 runs them here, one after another.
       dry_run: plan and say it, write nothing.
       command: that it was asked with, for the record.
-      bill_process: charge the time since this process began to the first cell.
+      bill_process: charge the time since this process began to the first run in it.
       say: takes lines for the user.
 
     Returns:
@@ -198,7 +198,9 @@ def _run(
     cleaning.remove_torn(folder)
     try:
         if not (folder.path / PLAN).is_file():
-            _calibrate(state, setups, parts[0], nursery, say)
+            # The time since this process began is charged once: to the first run in it.
+            if _calibrate(state, setups, parts[0], nursery, bill_process, say):
+                bill_process = False
             state.write_plan()
         say(text.format_plan(spec, state.cells, state.rates, state.planned))
         state.rows = {row["id"]: row for row in folder.results()}
@@ -244,7 +246,22 @@ def _prepare(spec: AblationSpec) -> dict[str, prepare.Setup]:
                 setups[grid.dense_name(name)] = prepare.prepare(spec.dense_config(name))
         except UserError as error:
             raise UserError(f"variants.{name}: {error}") from None
-    return setups
+    return _with_one_peak(setups)
+
+
+def _with_one_peak(setups: dict[str, prepare.Setup]) -> dict[str, prepare.Setup]:
+    """The same with one peak for a chip: a CPU's is measured for every run, and plans of variants
+    with equal FLOPs would differ by that."""
+    peaks: dict[tuple[str, int], float] = {}
+    for setup in setups.values():
+        billing = setup.billing
+        chips = billing.hardware, billing.devices
+        peaks[chips] = max(billing.peak_flops, peaks.get(chips, 0.0))
+    return {
+        name: dataclasses.replace(setup, billing=dataclasses.replace(
+            setup.billing, peak_flops=peaks[setup.billing.hardware, setup.billing.devices]))
+        for name, setup in setups.items()
+    }  # fmt: skip
 
 
 def _record(spec: AblationSpec, setups: dict[str, prepare.Setup], command: str) -> dict[str, Any]:
@@ -319,16 +336,21 @@ def _begin(folder: Folder, record: dict[str, Any]) -> list[str]:
 
 def _calibrate(
     state: State, setups: dict[str, prepare.Setup], share: shares.Share, nursery: Nursery | None,
-    say: Say,
-) -> None:  # fmt: skip
-    """Measures what a budget of time or dollars needs, and plans anew by that."""
+    bill_process: bool, say: Say,
+) -> bool:  # fmt: skip
+    """Measures what a budget of time or dollars needs, and plans anew by that.
+
+    Returns:
+      Whether anything was measured.
+    """
     spec = state.spec
     if not spec.budget.by_time or spec.budget.seconds_per_step is not None:
-        return
-    for name in spec.variants:
+        return False
+    for i, name in enumerate(spec.variants):
         try:
             if nursery is None:
-                found = calibrate.calibrate(state.folder, spec, name)
+                first = bill_process and i == 0
+                found = calibrate.calibrate(state.folder, spec, name, bill_process=first)
             else:
                 found = nursery.calibrate(share, name)
         except RunFailed as error:
@@ -340,6 +362,7 @@ def _calibrate(
         say(text.format_calibration(name, found))
     state.cells = grid.make_cells(spec, state.rates)
     state.planned = planned(state.cells, state.rates)
+    return True
 
 
 def _outcome(state: State, status: str) -> dict[str, Any]:

@@ -263,7 +263,7 @@ def child(workdir: str, what: str, name: str) -> int:
     answer: dict[str, Any] = {"error": None}
     try:
         if what == "calibrate":
-            answer["found"] = calibrate.calibrate(folder, spec, name)
+            answer["found"] = calibrate.calibrate(folder, spec, name, bill_process=True)
         else:
             cells = map(Cell.from_dict, folder.read(PLAN)["cells"])
             cell = next(cell for cell in cells if cell.id == name)

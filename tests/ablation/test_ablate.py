@@ -178,6 +178,46 @@ def test_a_dry_run_writes_nothing_and_says_the_bill(config, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_variants_of_equal_flops_are_planned_alike(config, tmp_path, monkeypatch):
+    """A CPU's peak is measured for each of them, and is never the same twice."""
+    peaks = iter([1e11, 3e11, 2e11])
+    monkeypatch.setattr("moejax.cost.hardware.measure_cpu_peak", lambda: next(peaks))
+    settings = ["variants={'a': {}, 'b': {'optim.learning_rate': 0.1}}", "reference=a"]
+    planned = run.ablate(
+        spec.load(str(config), settings), str(tmp_path / "ablation"), dry_run=True, say=str
+    )["planned"]["by_kind"]["final"]
+    monkeypatch.setattr("moejax.cost.hardware.measure_cpu_peak", lambda: 3e11)
+    again = run.ablate(
+        spec.load(str(config), settings), str(tmp_path / "ablation"), dry_run=True, say=str
+    )["planned"]["by_kind"]["final"]
+    assert planned == again
+
+
+@pytest.mark.parametrize("hold", ["device_seconds", "tokens"])
+def test_the_process_is_charged_once(config, tmp_path, monkeypatch, hold):
+    """To the first run in it, be that the one that measures a step."""
+    charged = []
+
+    def measure(folder, found, variant, bill_process):
+        charged.append((variant, bill_process))
+        return {"seconds_per_step": 0.01, "low": 0.01, "high": 0.01}
+
+    class Runner(run.InProcess):
+        room = 0
+
+        def __init__(self, folder, found, bill_process):
+            charged.append(("cells", bill_process))
+
+    monkeypatch.setattr(calibrate, "calibrate", measure)
+    monkeypatch.setattr(run, "InProcess", Runner)
+    flags = [f"--config.budget.hold={hold}", f"--config.budget.amounts=[{100 * cpu_cores()}]"]
+    if hold == "tokens":
+        flags = []
+    assert ablate(config, tmp_path / "ablation", *flags) == 2  # no cell has ended
+    measured = [("bias", True), ("aux", False)] if hold == "device_seconds" else []
+    assert charged == [*measured, ("cells", not measured)]
+
+
 def test_measured_seconds_are_taken_from_another_ablation(config, tmp_path):
     plan = {"calibration": {"bias": {"seconds_per_step": 0.1}, "aux": {"seconds_per_step": 0.2}}}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
@@ -310,8 +350,8 @@ def test_a_budget_of_seconds_is_measured_once(config, tmp_path, monkeypatch):
     """
     made, measured, real = {"bias": 0.005, "aux": 0.004}, [], calibrate.calibrate
 
-    def measure(folder, found, variant):
-        measured.append(real(folder, found, variant))
+    def measure(folder, found, variant, **options):
+        measured.append(real(folder, found, variant, **options))
         return {**measured[-1], "seconds_per_step": made[variant]}
 
     monkeypatch.setattr(calibrate, "calibrate", measure)
