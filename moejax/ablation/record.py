@@ -19,14 +19,19 @@ from typing import Any
 import numpy as np
 
 from moejax.ablation.grid import Cell
+from moejax.analysis.ablation_record import ABLATION, FORMAT, PLAN, RESULTS
 from moejax.config import UserError
 from moejax.cost import bill
 from moejax.training import run_dir
 from moejax.training.manifest import write_whole
 from moejax.training.metrics import read_metrics
 
-ABLATION, PLAN, RESULTS, ANALYSIS = "ablation.json", "plan.json", "results.jsonl", "analysis.json"
+ANALYSIS = "analysis.json"
 RUNS, LOGS = "runs", "logs"
+NEEDED = {
+    ABLATION: ("format", "spec", "data"),
+    PLAN: ("cells", "rates", "calibration", "tuning", "planned"),
+}
 CHARGED = ("tokens", "model_flops", "wall_seconds", "device_hours", "dollars")
 LOCK_SECONDS = 5.0  # how long the children of a killed ablation may take to notice
 LAST_SHARE = 0.1  # of the steps, over which a cell's router health is averaged
@@ -103,12 +108,17 @@ class Folder:
         """What ``ablation.json`` or ``plan.json`` holds.
 
         Raises:
-          UserError: it is missing or damaged.
+          UserError: it is missing or damaged, or of another format.
         """
         try:
             values = json.loads((self.path / name).read_text())
             if not isinstance(values, dict):
                 raise ValueError("not an object")
+            lacking = [field for field in NEEDED[name] if field not in values]
+            if lacking:
+                raise ValueError(f"it lacks {', '.join(lacking)}")
+            if values.get("format", FORMAT) != FORMAT:
+                raise ValueError(f"its format is {values['format']!r}, not {FORMAT}")
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{str(self.path / name)!r}: cannot be read ({error}); restore the file, or use a "

@@ -14,7 +14,7 @@ import pytest
 from ablations import ablate, results, write_ablation
 from conftest import CACHE
 
-from moejax.ablation import calibrate, grid, run, spec
+from moejax.ablation import calibrate, grid, record, run, spec
 from moejax.ablation.record import Folder
 from moejax.config import UserError
 from moejax.cost.bill import summarize
@@ -71,10 +71,10 @@ def test_a_failed_cell_is_recorded_and_the_rest_goes_on(whole):
 
 
 def test_the_folder_holds_what_it_was_and_what_it_cost(config, whole):
-    record = json.loads((whole / "ablation.json").read_text())
-    assert record["spec"]["variants"]["diverges"] == {"optim.learning_rate": 1e30}
-    assert record["command"].startswith("moejax ablate --config=") and len(record["data"]) == 3
-    assert record["packages"]["jax"] == jax.__version__
+    about = json.loads((whole / "ablation.json").read_text())
+    assert about["spec"]["variants"]["diverges"] == {"optim.learning_rate": 1e30}
+    assert about["command"].startswith("moejax ablate --config=") and len(about["data"]) == 3
+    assert about["packages"]["jax"] == jax.__version__
     plan = json.loads((whole / "plan.json").read_text())
     assert plan["planned"]["cells"] == 6 and plan["calibration"] == {}
     bill = summarize([whole / "runs"])
@@ -149,6 +149,25 @@ def test_other_devices_are_refused(config, whole, tmp_path, capsys):
     (workdir / "plan.json").write_text(json.dumps(plan))
     assert ablate(config, workdir, DIVERGES) == 2
     assert "run on 999 x cpu each, and here on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("ablation.json", {"format": 2}, "its format is 2, not 1"),
+        ("ablation.json", {"spec": None}, "it lacks spec"),
+        ("plan.json", {"tuning": None}, "it lacks tuning"),
+    ],
+)
+def test_a_folder_of_another_version_is_one_line(tmp_path, name, change, words):
+    values = {field: {} for field in record.NEEDED[name]} | {"format": record.FORMAT}
+    (tmp_path / name).write_text(json.dumps(values))
+    assert Folder(tmp_path).read(name) == values
+    values |= change
+    kept = {field: value for field, value in values.items() if value is not None}
+    (tmp_path / name).write_text(json.dumps(kept))
+    with pytest.raises(UserError, match=words):
+        Folder(tmp_path).read(name)
 
 
 def test_a_folder_with_something_else_is_refused(config, tmp_path, capsys):
