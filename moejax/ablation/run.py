@@ -160,7 +160,7 @@ def ablate(
     Returns:
       ``name``, ``workdir``, ``status`` (``planned``, ``completed``, ``failed`` with ``failures``,
       or ``interrupted``), ``cells`` (how many) and ``ended``, ``planned`` and ``spent`` (see
-      ``text.spent``), ``tuning`` by variant, and ``analysis``, from
+      ``text.spent``), ``taken`` (see ``text.taken``), ``tuning`` by variant, and ``analysis``, from
       ``moejax.analysis.ablation.analyse``, None where there is none yet.
 
     Raises:
@@ -376,5 +376,6 @@ def _outcome(state: State, status: str) -> dict[str, Any]:
         "failures": [{"id": r["id"], "error": r["error"]} for r in rows if r["status"] == "failed"],
         "planned": state.planned,
         "spent": text.spent(state.cells, state.rows, state.calibration),
+        "taken": text.taken(state.spec, state.cells, state.rows),
         "tuning": state.tuning,
     }
