@@ -43,6 +43,7 @@ class State:
       tuning: outcomes, by variant, once decided.
       rows: lines of ``results.jsonl`` by cell.
       running: cells that were begun and have not ended.
+      begun: whether the folder had a plan before.
     """
 
     folder: Folder
@@ -54,6 +55,7 @@ class State:
     tuning: dict[str, Any] = dataclasses.field(default_factory=dict)
     rows: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     running: set[str] = dataclasses.field(default_factory=set)
+    begun: bool = False
 
     def write_plan(self) -> None:
         """Writes ``plan.json``."""
@@ -192,12 +194,12 @@ def _run(
 ) -> str:  # fmt: skip
     """Everything that writes; returns the status."""
     folder, spec = state.folder, state.spec
-    changed = _begin(folder, record)
+    changed = _begin(state, record)
     for line in changed:
         say(line)
     cleaning.remove_torn(folder)
     try:
-        if not (folder.path / PLAN).is_file():
+        if not state.begun:
             # The time since this process began is charged once: to the first run in it.
             if _calibrate(state, setups, parts[0], nursery, bill_process, say):
                 bill_process = False
@@ -318,13 +320,24 @@ def _state(
     rates = {name: Rates(**values) for name, values in plan["rates"].items()}
     cells = [Cell.from_dict(values) for values in plan["cells"]]
     return State(
-        folder, spec, rates, plan["calibration"], cells, plan["planned"], plan["tuning"]
+        folder, spec, rates, plan["calibration"], cells, plan["planned"], plan["tuning"],
+        begun=True,
     )  # fmt: skip
 
 
-def _begin(folder: Folder, record: dict[str, Any]) -> list[str]:
-    """Writes ``ablation.json``; of one that has begun, lines that say what changed since."""
-    if not (folder.path / PLAN).is_file():
+def _begin(state: State, record: dict[str, Any]) -> list[str]:
+    """Writes ``ablation.json``; of one that has begun, lines that say what changed since.
+
+    Raises:
+      UserError: another process has planned the ablation since this one looked.
+    """
+    folder = state.folder
+    if not state.begun:
+        if (folder.path / PLAN).is_file():
+            raise UserError(
+                f"--workdir = {str(folder.path)!r}: another process has begun this ablation "
+                "meanwhile; give the command again to go on from there"
+            )
         folder.write(ABLATION, record)
         return []
     old = folder.read(ABLATION)

@@ -188,6 +188,24 @@ def test_an_ablation_that_another_process_runs_is_refused(config, tmp_path, monk
     assert "another process runs this ablation" in capsys.readouterr().err
 
 
+def test_an_ablation_that_another_process_began_meanwhile_is_refused(
+    config, tmp_path, monkeypatch, capsys
+):
+    """Its plan may have measured steps, and this process has read none."""
+    real, plan = run._state, tmp_path / "ablation" / "plan.json"
+
+    def slow(*arguments):
+        state = real(*arguments)
+        plan.parent.mkdir()
+        plan.write_text("another's")
+        return state
+
+    monkeypatch.setattr(run, "_state", slow)
+    assert ablate(config, plan.parent) == 2
+    assert "has begun this ablation meanwhile" in capsys.readouterr().err
+    assert plan.read_text() == "another's" and not (plan.parent / "ablation.json").exists()
+
+
 def test_a_dry_run_writes_nothing_and_says_the_bill(config, tmp_path, capsys):
     flags = ["--config.budget.hold=device_seconds", "--config.budget.amounts=[100]", "--dry-run",
              "--config.budget.seconds_per_step={'bias': 0.1, 'aux': 0.2}"]  # fmt: skip
