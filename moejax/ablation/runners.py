@@ -53,7 +53,7 @@ def execute(
     Raises:
       Interrupted: it was asked to stop; it can go on.
     """
-    path = folder.run(cell.id)
+    path, begun = folder.run(cell.id), time.monotonic()
     with folder.logged(cell.id):
         try:
             if cell.upcycled:
@@ -62,7 +62,9 @@ def execute(
                 if cell.from_step and not path.exists():
                     _fork(folder, cell)
                 config = grid.cell_config(spec, cell)
-            summary = train(config, str(path), bill_process=bill_process, programs=programs)
+            summary = train(
+                config, str(path), bill_process=bill_process, begun=begun, programs=programs
+            )
         except Interrupted:
             raise
         except (RunFailed, UserError) as error:

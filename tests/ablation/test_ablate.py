@@ -14,7 +14,7 @@ import pytest
 from ablations import ablate, results, write_ablation
 from conftest import CACHE
 
-from moejax.ablation import calibrate, grid, record, run, spec
+from moejax.ablation import calibrate, grid, record, run, runners, spec
 from moejax.ablation.record import Folder
 from moejax.config import UserError
 from moejax.cost.bill import summarize
@@ -253,6 +253,23 @@ def test_the_process_is_charged_once(config, tmp_path, monkeypatch, hold):
     assert ablate(config, tmp_path / "ablation", *flags) == 2  # no cell has ended
     measured = [("bias", True), ("aux", False)] if hold == "device_seconds" else []
     assert charged == [*measured, ("cells", not measured)]
+
+
+def test_what_a_cell_begins_with_is_charged_to_it(config, tmp_path, monkeypatch):
+    """A branch's copy of its trunk's checkpoint, say, comes before it trains."""
+    given = []
+
+    def trained(*_, begun, **__):
+        given.append(time.monotonic() - begun)
+        return {"status": "completed"}
+
+    monkeypatch.setattr(runners, "train", trained)
+    monkeypatch.setattr(runners, "_fork", lambda *_: time.sleep(0.2))
+    found = spec.load(str(config), ["budget.amounts=[3000,6000]"])
+    with Folder(tmp_path).held():
+        cell = grid.Cell("x", "bias", 0, 3000.0, "branch", 0.1, 12, 1.0, 1.0, {}, from_step=6)
+        assert runners.execute(Folder(tmp_path), found, cell, bill_process=False) is None
+    assert given[0] >= 0.2
 
 
 def test_measured_seconds_are_taken_from_another_ablation(config, tmp_path):
