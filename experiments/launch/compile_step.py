@@ -79,6 +79,7 @@ def compile_step(path: str, overrides: list[str]) -> dict:
     seconds["total"] = time.monotonic() - started
     params = counts.count(model, train.seq_len).params
     local = lambda leaf: math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    # All of them, though a program drops the few bytes of those that it does not use.
     other_bytes = 4 * local(rows) + sum(leaf.nbytes for leaf in jax.tree.leaves(hyper))
     placement = placement_of(config, layout_of(config.mesh, mesh.size))
     counted = memory_parts(model, hardware="cpu", seq_len=train.seq_len, placement=placement)

@@ -7,15 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moejax.ablation.spec import AblationSpec, edited
+from moejax.analysis.ablation_record import UNITS
 from moejax.config import ConfigError, check
 from moejax.training import prepare, run_config
 from moejax.training.fork import fork_step
 from moejax.training.run_config import RunConfig
 
 TOLERANCE = 0.01  # how far whole steps may be from the budget
-UNITS = {
-    "tokens": "tokens", "flops": "FLOP", "device_seconds": "device-seconds", "dollars": "dollars",
-}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

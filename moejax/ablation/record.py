@@ -19,14 +19,20 @@ from typing import Any
 import numpy as np
 
 from moejax.ablation.grid import Cell
-from moejax.analysis.ablation_record import ABLATION, FORMAT, PLAN, RESULTS
+from moejax.analysis.ablation_record import (
+    ABLATION,
+    FORMAT,
+    PLAN,
+    RESULTS,
+    read_object,
+    read_rows,
+)
 from moejax.config import UserError
 from moejax.cost import bill
 from moejax.training import run_dir
 from moejax.training.manifest import write_whole
 from moejax.training.metrics import read_metrics
 
-ANALYSIS = "analysis.json"
 RUNS, LOGS = "runs", "logs"
 NEEDED = {
     ABLATION: ("format", "spec", "data"),
@@ -110,20 +116,15 @@ class Folder:
         Raises:
           UserError: it is missing or damaged, or of another format.
         """
-        try:
-            values = json.loads((self.path / name).read_text())
-            if not isinstance(values, dict):
-                raise ValueError("not an object")
-            lacking = [field for field in NEEDED[name] if field not in values]
+        remedy = "use a new --workdir"
+        values = read_object(self.path / name, remedy)
+        lacking = [field for field in NEEDED[name] if field not in values]
+        found = values.get("format", FORMAT)
+        if lacking or found != FORMAT:
+            why = f"has format {found!r}, not {FORMAT}"
             if lacking:
-                raise ValueError(f"it lacks {', '.join(lacking)}")
-            if values.get("format", FORMAT) != FORMAT:
-                raise ValueError(f"its format is {values['format']!r}, not {FORMAT}")
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{str(self.path / name)!r}: cannot be read ({error}); restore the file, or use a "
-                "new --workdir"
-            ) from None
+                why = f"lacks {', '.join(lacking)}"
+            raise UserError(f"{str(self.path / name)!r}: {why}; restore the file, or {remedy}")
         return values
 
     def write(self, name: str, values: Mapping[str, Any]) -> None:
@@ -136,22 +137,7 @@ class Folder:
         Raises:
           UserError: another line is damaged.
         """
-        path = self.path / RESULTS
-        rows = []
-        try:
-            lines = path.read_bytes().split(b"\n")[:-1]
-        except FileNotFoundError:
-            return []
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line)
-                row["id"], row["status"]
-            except (ValueError, KeyError, TypeError):
-                raise UserError(
-                    f"{str(path)!r}: line {number} is damaged; delete it, and its cell runs again"
-                ) from None
-            rows.append(row)
-        return rows
+        return read_rows(self.path / RESULTS)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Adds a line to ``results.jsonl``, on the disk when this returns."""

@@ -8,19 +8,11 @@ from typing import Any
 from moejax.ablation import calibrate, cleaning, grid, shares, text, tuning
 from moejax.ablation import spec as specs
 from moejax.ablation.grid import Cell, Rates
-from moejax.ablation.record import (
-    ABLATION,
-    ANALYSIS,
-    PLAN,
-    Folder,
-    check_workdir,
-    result,
-    totals,
-)
+from moejax.ablation.record import Folder, check_workdir, result, totals
 from moejax.ablation.runners import Children, InProcess, Nursery, Runner
 from moejax.ablation.spec import AblationSpec
 from moejax.analysis.ablation import analyse
-from moejax.analysis.ablation_record import FORMAT
+from moejax.analysis.ablation_record import ABLATION, ANALYSIS, FORMAT, PLAN
 from moejax.config import UserError
 from moejax.training import prepare, run_dir
 from moejax.training.loop import Interrupted, RunFailed

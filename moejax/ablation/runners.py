@@ -16,9 +16,10 @@ from typing import Any, Protocol
 
 from moejax.ablation import calibrate, grid, upcycled
 from moejax.ablation.grid import Cell
-from moejax.ablation.record import ABLATION, PLAN, Folder
+from moejax.ablation.record import Folder
 from moejax.ablation.shares import Share, within
 from moejax.ablation.spec import AblationSpec, from_dict
+from moejax.analysis.ablation_record import ABLATION, PLAN
 from moejax.config import UserError
 from moejax.training.fork import fork_run
 from moejax.training.loop import Interrupted, RunFailed

@@ -4,9 +4,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moejax.ablation.grid import UNITS, Cell, Rates
+from moejax.ablation.grid import Cell, Rates
 from moejax.ablation.spec import AblationSpec
 from moejax.analysis.ablation import format_analysis
+from moejax.analysis.ablation_record import UNITS
 from moejax.cost import text
 
 UNSTEADY = 1.5  # longest over shortest step that one measurement may show

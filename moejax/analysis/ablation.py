@@ -242,8 +242,10 @@ def _claim(
     if direction is None:
         return None, "no claim names a variant"
     reference, verdicts = spec["reference"], comparison.differences
+    smallest = spec.get("smallest_effect") or 0.0
     if direction == reference:
         rivals = {name: found.verdict for name, found in verdicts.items()}
+        means = {name: found.mean for name, found in verdicts.items()}
         undecided = [name for name, verdict in rivals.items() if verdict != WORSE]
     else:
         others = compare(values, direction, power=None).differences
@@ -251,14 +253,22 @@ def _claim(
         rivals = {name: found.verdict for name, found in others.items() if name != reference}
         own = verdicts[direction].verdict
         rivals[reference] = {BETTER: WORSE, WORSE: BETTER}.get(own, own)
+        means = {name: found.mean for name, found in others.items()}
         undecided = [reference] if rivals[reference] != WORSE else []
-    winners = [name for name, verdict in rivals.items() if verdict == BETTER]
+
+    def named(verdict: str) -> list[str]:
+        """Those with a verdict, and of which the difference does not matter."""
+        return [
+            f"{name} (by less than the {smallest:g} of interest)" if abs(means[name]) < smallest
+            else name for name, found in rivals.items() if found == verdict
+        ]  # fmt: skip
+
+    winners = named(BETTER)
     if winners:
-        return DISAGREES, f"{', '.join(winners)} better than {direction}"
+        return DISAGREES, f"better than {direction}: {', '.join(winners)}"
     if undecided:
         return OPEN, f"{direction} cannot be told from {', '.join(undecided)}"
-    beaten = [name for name, verdict in rivals.items() if verdict == WORSE]
-    return AGREES, f"{direction} better than {', '.join(beaten)}"
+    return AGREES, f"{direction} better than {', '.join(named(WORSE))}"
 
 
 def _bill(record: Record) -> dict[str, Any]:

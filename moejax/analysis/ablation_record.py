@@ -8,7 +8,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,16 @@ import numpy as np
 from moejax.config import UserError
 
 ABLATION, PLAN, RESULTS = "ablation.json", "plan.json", "results.jsonl"
+ANALYSIS = "analysis.json"  # what ``moejax.analysis.ablation.analyse`` found
 FORMAT = 1
+UNITS = {  # of a budget, by what is held equal
+    "tokens": "tokens", "flops": "FLOP", "device_seconds": "device-seconds", "dollars": "dollars",
+}  # fmt: skip
 MEASURED = ("final", "trunk", "branch")
 COSTS = {  # of the whole path from step 0, as the analysis and the results name them
     "tokens": "tokens", "flops": "model_flops", "seconds": "train_seconds", "dollars": "dollars",
 }  # fmt: skip
+_IN_A_ROW = ("id", "variant", "seed", "budget", "kind", "status")
 _NEEDED = ("name", "variants", "reference", "seeds", "budget")
 
 
@@ -105,7 +110,7 @@ def read_record(folder: str | pathlib.Path) -> Record:
         raise UserError(
             f"{str(path)!r}: holds no {ABLATION}; give the --workdir of `moejax ablate`"
         )
-    about = _object(path / ABLATION)
+    about = read_object(path / ABLATION)
     found = about.get("format", FORMAT)
     if found != FORMAT:
         raise UserError(
@@ -119,40 +124,73 @@ def read_record(folder: str | pathlib.Path) -> Record:
             f"{str(path / ABLATION)!r}: the spec lacks {', '.join(lacking)}; restore the file, or "
             "run the ablation again"
         )
-    plan = _object(path / PLAN) if (path / PLAN).is_file() else {}
-    rows = _rows(path / RESULTS)
+    if not _is_sound(spec):
+        raise UserError(
+            f"{str(path / ABLATION)!r}: the spec is damaged (its variants, reference or budget); "
+            "restore the file, or run the ablation again"
+        )
+    plan = read_object(path / PLAN) if (path / PLAN).is_file() else {}
+    rows = {row["id"]: row for row in read_rows(path / RESULTS, _IN_A_ROW)}
     if not rows:
         raise UserError(
             f"{str(path)!r}: no cell of the ablation has ended yet; let `moejax ablate` run first"
         )
-    return Record(path, spec, about, plan, tuple(rows))
+    return Record(path, spec, about, plan, tuple(rows.values()))
 
 
-def _object(path: pathlib.Path) -> dict[str, Any]:
+def _is_sound(spec: dict[str, Any]) -> bool:
+    """Whether the spec has variants, the reference among them, and amounts."""
+    variants, budget = spec["variants"], spec["budget"]
+    amounts = budget.get("amounts") if isinstance(budget, dict) else None
+    return (
+        isinstance(variants, dict)
+        and spec["reference"] in variants
+        and isinstance(amounts, list)
+        and bool(amounts)
+        and all(map(is_number, amounts))
+    )
+
+
+def read_object(path: pathlib.Path, remedy: str = "run the ablation again") -> dict[str, Any]:
+    """The object in one of the files.
+
+    Raises:
+      UserError: it is missing or damaged; ``remedy`` is what else than to restore it would help.
+    """
     try:
         values = json.loads(path.read_text())
         if not isinstance(values, dict):
             raise ValueError("not an object")
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{str(path)!r}: cannot be read ({error}); restore the file, or run the ablation again"
+            f"{str(path)!r}: cannot be read ({error}); restore the file, or {remedy}"
         ) from None
     return values
 
 
-def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The last line of each cell; a torn last line is left out."""
-    if not path.is_file():
+def read_rows(path: pathlib.Path, needed: Sequence[str] = ("id", "status")) -> list[dict[str, Any]]:
+    """The lines of ``results.jsonl``; one that a kill tore is left out, and no file has none.
+
+    Args:
+      path: the file.
+      needed: fields of every line.
+
+    Raises:
+      UserError: another line is damaged.
+    """
+    rows = []
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
         return []
-    found: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            for name in ("variant", "seed", "budget", "kind", "status"):
+            for name in needed:
                 row[name]
-            found[row["id"]] = row
         except (ValueError, KeyError, TypeError):
             raise UserError(
                 f"{str(path)!r}: line {number} is damaged; delete it, and its cell runs again"
             ) from None
-    return list(found.values())
+        rows.append(row)
+    return rows

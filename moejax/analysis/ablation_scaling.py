@@ -17,7 +17,8 @@ def variant_fits(record: Record, budget: float) -> dict[str, Any]:
 
     Axes are ``active_params`` and ``total_params``, and every field that variants edit to a number;
     those that do not are left out of it. An axis needs five variants and a factor of 1.2 between
-    its ends. The form is L = c + a / x^alpha: where its ``left_out_error`` is not below
+    its ends. Other fields may differ along it too, so that it describes the variants and not the
+    axis alone. The form is L = c + a / x^alpha: where its ``left_out_error`` is not below
     ``constant_error``, the loss was not shown to follow it.
 
     Returns:

@@ -3,10 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from moejax.analysis.ablation_record import UNITS
 from moejax.cost import text
-
-_UNITS = {"tokens": "tokens", "flops": "FLOP", "device_seconds": "device-seconds",
-          "dollars": "dollars"}  # fmt: skip
 
 
 def format_analysis(analysis: Mapping[str, Any]) -> str:
@@ -23,19 +21,19 @@ def format_analysis(analysis: Mapping[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _head(analysis: Mapping[str, Any]) -> str:
-    budget, hold = _compared(analysis), analysis["hold"]
-    return (
-        f"{analysis['name']}: {analysis['metric']} (lower is better) at {text.parameters(budget)} "
-        f"{_UNITS.get(hold, hold)}, {len(analysis['seeds'])} seeds, on "
-        f"{analysis['device'] or 'an unknown device'}"
-    )
-
-
-def _compared(analysis: Mapping[str, Any]) -> float:
-    """The budget of the verdicts."""
+def compared_budget(analysis: Mapping[str, Any]) -> float:
+    """The budget of an analysis' verdicts."""
     found = [v["difference"]["budget"] for v in analysis["variants"].values() if v["difference"]]
     return found[0] if found else analysis["budgets"][-1]
+
+
+def _head(analysis: Mapping[str, Any]) -> str:
+    budget, hold = compared_budget(analysis), analysis["hold"]
+    return (
+        f"{analysis['name']}: {analysis['metric']} (lower is better) at {text.parameters(budget)} "
+        f"{UNITS.get(hold, hold)}, {len(analysis['seeds'])} seeds, on "
+        f"{analysis['device'] or 'an unknown device'}"
+    )
 
 
 def _point(entry: Mapping[str, Any], budget: float) -> Mapping[str, Any]:
@@ -44,7 +42,7 @@ def _point(entry: Mapping[str, Any], budget: float) -> Mapping[str, Any]:
 
 def _table(analysis: Mapping[str, Any]) -> str:
     """One line a variant; ± is the half width of a 95 % t interval."""
-    budget = _compared(analysis)
+    budget = compared_budget(analysis)
     rows = [["variant", "n", "mean ±", "difference ±", "p", "p (Holm)", "verdict", "FLOP", "time",
              "dollars", "MaxVio", "dropped"]]  # fmt: skip
     for name, entry in analysis["variants"].items():
@@ -100,7 +98,7 @@ def _pooled(analysis: Mapping[str, Any]) -> str:
     return (
         f"paired by seed; error of one run pooled over {len(pool['variants'])} variants: "
         f"{pool['sd']:.3g} on {pool['df']} degrees of freedom; familywise error "
-        f"{analysis['alpha']:.0%} by Holm; ± is 95 % of one alone{left}"
+        f"{100 * analysis['alpha']:.0f} % by Holm; ± is 95 % of one alone{left}"
     )
 
 
@@ -189,8 +187,8 @@ def _scaling(analysis: Mapping[str, Any]) -> str:
         of, errors = found["coefficients"], found["errors"]
         beats = found["left_out_error"] < found["constant_error"]
         lines.append(
-            f"over {axis}: L = {of['c']:.3g} + {of['a']:.3g} / x^{of['alpha']:.3g} (alpha "
-            f"± {errors['alpha']:.2g}); a variant left out is missed by "
+            f"over {axis}: L = {of['c']:.3g} + {of['a']:.3g} / x^{of['alpha']:.3g} (standard "
+            f"error of alpha {errors['alpha']:.2g}); a variant left out is missed by "
             f"{100 * found['left_out_error']:.2f} %, by the mean of the others "
             f"{100 * found['constant_error']:.2f} %{'' if beats else ': not shown to follow it'}"
         )

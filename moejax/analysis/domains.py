@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy import stats
 
 from moejax.analysis import held_out as held_out_lib
@@ -115,7 +115,9 @@ def by_domain(documents: Documents, held_out: HeldOut) -> dict[str, Any]:
     return {"total": total, "domains": found, "kind": kind, "why": held_out.why or None}
 
 
-def of_documents(documents: Documents, own: np.ndarray, held_out: HeldOut) -> dict[str, Any]:
+def of_documents(
+    documents: Documents, own: Bool[np.ndarray, " N"], held_out: HeldOut
+) -> dict[str, Any]:
     """Bits per byte of some documents.
 
     A document that was run in part counts with the share of its bytes that its seen targets are of

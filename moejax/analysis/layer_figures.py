@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -126,13 +127,13 @@ def blocks(w: Walk, token: int) -> Figure:
     return figure
 
 
-def combine(w: Walk, token: int, parts: np.ndarray) -> Figure:
+def combine(w: Walk, token: int, parts: Float[np.ndarray, "K D"]) -> Figure:
     """A token's output as a sum: each expert's answer times its gate, the shared expert's, all.
 
     Args:
       w: the layer.
       token: which token.
-      parts: (K, D), the gated answers of its experts in the order of ``w.expert``.
+      parts: the gated answers of its experts in the order of ``w.expert``.
     """
     names = [
         f"expert {e}, gate {g:.2f}" for e, g in zip(w.expert[token], w.gate[token], strict=True)

@@ -23,6 +23,7 @@ from scipy import optimize, special
 AXES = ("flops", "tokens", "seconds", "dollars")
 LEAST_BUDGETS, LEAST_SEEDS = 4, 2
 ALPHA = 0.05
+WIDEST = 1000.0  # factor between the ends of an interval that still says something
 _EXPONENTS = np.geomspace(0.01, 8, 160)
 
 Curves = Literal["power_law", "monotone"]
@@ -253,6 +254,10 @@ def _estimate(tables: list[Table], curve: Curves, alpha: float) -> dict[str, Any
         return result | {"why": "the fit hangs on a single seed; add seeds or budgets"}
     logs = np.array([found.log for found in without])
     error = math.sqrt((seeds - 1) / seeds * float(((logs - logs.mean()) ** 2).sum()))
+    half = -float(special.stdtrit(seeds - 1, alpha / 2)) * error
+    if 2 * half > math.log(WIDEST):
+        return result | {"why": "the seeds are too far apart: the interval would span a factor of "
+                         f"more than {WIDEST:,.0f}"}  # fmt: skip
     if whole.bound:  # one-sided
         limit = -float(special.stdtrit(seeds - 1, alpha)) * error
         end = math.exp(whole.log + (-limit if whole.bound == "above" else limit))
@@ -262,7 +267,6 @@ def _estimate(tables: list[Table], curve: Curves, alpha: float) -> dict[str, Any
             "interval": [end, None] if whole.bound == "above" else [None, end],
             "why": f"the {better} is better already at its smallest budget: a bound only",
         }
-    half = -float(special.stdtrit(seeds - 1, alpha / 2)) * error
     return result | {
         "value": math.exp(whole.log),
         "interval": [math.exp(whole.log - half), math.exp(whole.log + half)],

@@ -120,6 +120,7 @@ def _known_as(pool: Pool, name: str) -> str:
 
 
 def bit_equal(one: Mapping[int, float], other: Mapping[int, float]) -> bool:
+    """Whether two variants have the same values at the same two or more seeds."""
     return len(one) > 1 and dict(one) == dict(other)
 
 

@@ -7,6 +7,7 @@ from scipy import special
 
 ALPHA, POWER = 0.05, 0.8
 MOST_SEEDS = 10_000
+PRACTICAL_SEEDS = 100  # more are advised to nobody
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 _QUANTILES, _WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2
 

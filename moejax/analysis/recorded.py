@@ -13,6 +13,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from moejax.analysis.ablation import analyse, format_analysis
+from moejax.analysis.ablation_text import compared_budget
 from moejax.analysis.figures import BLUE, GREEN, GREY, RED, panel
 from moejax.analysis.statistics import BETTER, WORSE
 from moejax.config import UserError
@@ -89,8 +90,7 @@ def plot_verdicts(found: Mapping[str, Any] | None) -> Figure | None:
 
 def _balance(axes, found: Mapping[str, Any]) -> None:
     """Loss over MaxVio, a point a variant, at the budget of the verdicts."""
-    compared = [v["difference"]["budget"] for v in found["variants"].values() if v["difference"]]
-    budget = compared[0] if compared else found["budgets"][-1]
+    budget = compared_budget(found)
     for name, entry in found["variants"].items():
         mean = next(p["mean"] for p in entry["by_budget"] if p["budget"] == budget)
         violation = (entry["health"] or {}).get("max_violation")

@@ -27,7 +27,14 @@ from jaxtyping import Float
 from scipy import special
 
 from moejax.analysis.pooling import Pool, Values, bit_equal, doubt, paired, pooled_variance
-from moejax.analysis.power import ALPHA, MOST_SEEDS, POWER, grid_power, seeds_for, t_bound
+from moejax.analysis.power import (
+    ALPHA,
+    POWER,
+    PRACTICAL_SEEDS,
+    grid_power,
+    seeds_for,
+    t_bound,
+)
 from moejax.config import ConfigError, check
 
 BETTER, WORSE, CANNOT_TELL = "better", "worse", "cannot tell"
@@ -284,26 +291,45 @@ def _more_seeds(
 
 
 def verdict_text(found: Difference) -> str:
-    """The verdict as one sentence: 'cannot tell at this budget: 3 more seeds needed (…)'."""
+    """The verdict as one sentence: 'cannot tell at this budget: 3 more seeds needed (...)'.
+
+    Where more than ``PRACTICAL_SEEDS`` would be needed, it says instead what is known already: the
+    interval, and whether it leaves room for a difference of interest.
+    """
     if found.verdict != CANNOT_TELL:
         small = found.smallest_effect and abs(found.mean) < found.smallest_effect
         less = f", less than the {found.smallest_effect:g} of interest" if small else ""
         return f"{found.verdict} by {abs(found.mean):.3g}{less}"
-    head = "cannot tell at this budget"
+    return f"cannot tell at this budget: {_open_text(found)}"
+
+
+def _open_text(found: Difference) -> str:
     if found.p is None:
-        return f"{head}: both need two seeds that finished"
+        return "both need two seeds that finished"
     if found.effect is None or found.standard_error == 0:
-        return f"{head}: no difference was seen"
-    effect = f"an effect of {found.effect:.3g}"
-    if found.seeds_needed is None:
-        return f"{head}: more than {MOST_SEEDS:,} seeds needed for {effect}"
-    plural = "seed" if found.seeds_needed == 1 else "seeds"
-    total = found.pairs + found.seeds_needed
-    text = (
-        f"{head}: {found.seeds_needed} more {plural} needed ({total} in all find {effect} in "
-        f"{found.power:.0%} of grids"
-    )
-    seen = found.seeds_needed_seen
-    if found.smallest_effect and seen is not None:
+        return "no difference was seen"
+    low, high = found.interval
+    within = f"the interval is {low:+.3g} to {high:+.3g}"
+    if low > 0 or high < 0:
+        within += ", without zero, which is not enough among several comparisons"
+    smallest, seen = found.smallest_effect, found.seeds_needed_seen
+    if smallest and -smallest < low and high < smallest:
+        return f"{within}, and leaves out differences of {smallest:g} or more"
+    effect = f"an effect of {smallest:g}" if smallest else f"the seen {found.effect:.3g}, if real,"
+    if found.seeds_needed is None or found.pairs + found.seeds_needed > PRACTICAL_SEEDS:
+        return f"{effect} would take more than {PRACTICAL_SEEDS} seeds to be found; {within}"
+    if not found.seeds_needed:
+        text = (
+            f"{found.pairs} seeds would find {effect} in {100 * found.power:.0f} % of grids; "
+            f"{within}"
+        )
+    else:
+        plural = "seed" if found.seeds_needed == 1 else "seeds"
+        total = found.pairs + found.seeds_needed
+        text = (
+            f"{found.seeds_needed} more {plural} needed ({total} in all find {effect} in "
+            f"{100 * found.power:.0f} % of grids)"
+        )
+    if smallest and seen and found.pairs + seen <= PRACTICAL_SEEDS:
         text += f"; {seen} more if the seen {abs(found.mean):.3g} is real"
-    return text + ")"
+    return text

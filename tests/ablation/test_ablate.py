@@ -12,7 +12,6 @@ import jax
 import numpy as np
 import pytest
 from ablations import ablate, results, write_ablation
-from conftest import CACHE
 
 from moejax.ablation import calibrate, grid, record, run, runners, spec
 from moejax.ablation.record import Folder
@@ -154,9 +153,9 @@ def test_other_devices_are_refused(config, whole, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
-        ("ablation.json", {"format": 2}, "its format is 2, not 1"),
-        ("ablation.json", {"spec": None}, "it lacks spec"),
-        ("plan.json", {"tuning": None}, "it lacks tuning"),
+        ("ablation.json", {"format": 2}, "has format 2, not 1"),
+        ("ablation.json", {"spec": None}, "lacks spec"),
+        ("plan.json", {"tuning": None}, "lacks tuning"),
     ],
 )
 def test_a_folder_of_another_version_is_one_line(tmp_path, name, change, words):
@@ -299,7 +298,7 @@ def test_a_damaged_line_of_the_results_is_named(tmp_path):
 
 def environment() -> dict[str, str]:
     """As in this process: losses depend on the number of virtual devices."""
-    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
+    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
 
 
 def begin(config: pathlib.Path, workdir: pathlib.Path, *flags: str) -> subprocess.Popen:

@@ -21,7 +21,8 @@ def grid(tmp_path, means, **more):
 
 def test_an_effect_is_found_and_none_where_there_is_none(tmp_path):
     # Errors of 0.01 at 5 seeds: the difference has the standard error 0.01 sqrt(2/5) = 0.006.
-    found = analyse(grid(tmp_path, {"aux": 1.9, "bias": 1.8, "same": 1.9, "bad": 2.0}))
+    means = {"aux": 1.9, "bias": 1.8, "same": 1.9, "bad": 2.0}
+    found = analyse(grid(tmp_path, means, smallest_effect=0.01))
     verdicts = {name: v["difference"] and v["difference"]["verdict"]
                 for name, v in found["variants"].items()}  # fmt: skip
     assert verdicts == {"aux": None, "bias": "better", "same": "cannot tell", "bad": "worse"}
@@ -76,7 +77,13 @@ def test_claims(tmp_path):
     # Better than the reference, but not the best of all.
     means, claim = {"aux": 1.9, "bias": 1.8, "new": 1.7}, {"text": "best", "direction": "bias"}
     found = analyse(grid(tmp_path, means, claim=claim))
-    assert found["claim_outcome"] == "disagrees" and "new better" in found["claim_text"]
+    assert found["claim_outcome"] == "disagrees"
+    assert found["claim_text"] == "better than bias: new"
+    # Told apart, and yet less than what matters.
+    means, claim = {"aux": 1.9, "bias": 1.8}, {"text": "best", "direction": "bias"}
+    found = analyse(grid(tmp_path, means, claim=claim, smallest_effect=0.5))
+    assert found["claim_outcome"] == "agrees in direction"
+    assert found["claim_text"] == "bias better than aux (by less than the 0.5 of interest)"
 
 
 def test_the_bill_has_tuning_and_failures_as_lines(tmp_path):
@@ -133,6 +140,10 @@ def test_bad_folders_are_refused_in_one_line(tmp_path):
     refused("cannot be read", folder)
     (folder / "ablation.json").write_text('{"spec": {}}')
     refused("lacks name", folder)
+    spec = json.loads((grid(tmp_path, means) / "ablation.json").read_text())["spec"]
+    for broken in ({"reference": "x"}, {"variants": ["aux"]}, {"budget": {}}):
+        (folder / "ablation.json").write_text(json.dumps({"spec": spec | broken}))
+        refused("the spec is damaged", folder)
 
 
 def test_curves_within_runs_come_from_the_runs_metrics(tmp_path):

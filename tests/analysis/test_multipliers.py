@@ -107,6 +107,15 @@ def test_refusals_say_why():
     assert found["seconds"]["why"] == "a run has no record of its seconds"
 
 
+def test_an_interval_that_says_nothing_is_refused():
+    # Seed 0 has the variant far cheaper, seed 1 far dearer; two seeds have t = 12.7.
+    both = [ladder(power(times), seeds=1) for times in (3.0, 1 / 3)]
+    apart = {cost: {0: both[0][cost][0], 1: both[1][cost][0]} for cost in COSTS}
+    found = compare_ladders(apart, ladder(power(), seeds=2), device="h100_sxm")["flops"]
+    assert found["value"] is None and found["interval"] is None
+    assert "a factor of more than 1,000" in found["why"]
+
+
 def test_a_seed_that_lacks_a_budget_is_left_out():
     random = np.random.default_rng(1)
     sides = [ladder(power(x), seeds=4, random=random, sd=0.002) for x in (1.5, 1.0)]

@@ -1,8 +1,10 @@
 """Verdicts on made grids whose truth is known; rates over many of them."""
 
+import dataclasses
 import importlib.util
 import math
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -103,9 +105,9 @@ def test_a_bit_equal_variant_does_not_shrink_the_pool():
     random = np.random.default_rng(3)
     rows = random.standard_normal((3, 5))
     found = compare(table([*rows, rows[0]]), "v0")
-    assert found.pool == compare(table(rows), "v0").pool.__class__(
-        found.pool.sd, 8, ("v0", "v1", "v2"), {"v3": "bit-equal to v0"}
-    )
+    assert found.pool.left_out == {"v3": "bit-equal to v0"}
+    alone = compare(table(rows), "v0").pool
+    assert found.pool == dataclasses.replace(alone, left_out=found.pool.left_out)
     same = found.differences["v3"]
     assert same.verdict == "cannot tell" and same.p == 1 and "changed nothing" in same.notes[0]
     assert "no difference was seen" in verdict_text(same)
@@ -184,6 +186,30 @@ def test_verdict_texts():
     assert f"{open_.seeds_needed + 4} in all find an effect of 0.01" in text and "is real" in text
 
 
+def test_no_text_asks_for_seeds_that_nobody_has():
+    pairs = 0.01 * np.array([-1, 1, -0.5, 0.5, 0.1])  # mean 0.0002, interval about ±0.01
+    rows = np.stack([0 * pairs, pairs])
+    text = lambda smallest: verdict_text(
+        compare(table(rows), "v0", smallest_effect=smallest).differences["v1"]
+    )
+    many, interval = "more than 100 seeds", r"the interval is -0\.0\d+ to \+0\.0\d+"
+    for smallest, words in (
+        (None, f"the seen 0.0002, if real, would take {many} to be found; {interval}"),
+        (1e-9, f"an effect of 1e-09 would take {many} to be found; {interval}"),
+        (0.1, rf"{interval}, and leaves out differences of 0\.1 or more"),
+    ):
+        assert re.fullmatch(f"cannot tell at this budget: {words}", text(smallest)), text(smallest)
+
+
+def test_an_interval_without_zero_that_is_not_enough_is_explained():
+    random = np.random.default_rng(0)
+    rows = 0.01 * random.standard_normal((12, 3))
+    rows[1] = rows[0] + 0.015
+    found = compare(table(rows), "v0", smallest_effect=1e-9).differences["v1"]
+    assert found.p < 0.05 < found.p_holm
+    assert "without zero, which is not enough among several comparisons" in verdict_text(found)
+
+
 @pytest.mark.parametrize("variants, seeds, noise", [
     (2, 3, "normal"), (4, 5, "normal"), (8, 3, "normal"), (4, 4, "Student's t, 5 df"),
 ])  # fmt: skip
@@ -194,7 +220,7 @@ def test_false_positives(check, variants, seeds, noise):
     assert check.false_positives(random, 400, **made) <= 34 / 400
 
 
-def test_the_pooled_shortcut_would_not_keep_five_percent(check):
+def test_a_bootstrap_would_not_keep_five_percent(check):
     """What the tests above can see: a bootstrap of three seeds finds something in every fifth."""
     random, hits = np.random.default_rng(0), 0
     for _ in range(300):

@@ -16,7 +16,7 @@ UNITS = {
     "seconds": ("device time", "device-seconds"),
     "dollars": ("dollars", "US dollars"),
 }
-_KINDS = {"better": "good", "worse": "bad", "cannot tell": "unsure"}
+KINDS = {"better": "good", "worse": "bad", "cannot tell": "unsure"}
 
 
 def differences(ablation: Ablation) -> list[Chart]:
@@ -28,7 +28,7 @@ def differences(ablation: Ablation) -> list[Chart]:
         if name == analysis["reference"] or not found or found.get("mean") is None:
             continue
         low, high = _ends(found.get("interval"))
-        rows.append(Interval(name, found["mean"], low, high, _KINDS.get(found["verdict"], "plain"),
+        rows.append(Interval(name, found["mean"], low, high, KINDS.get(found["verdict"], "plain"),
                              found["verdict"]))  # fmt: skip
     charts: list[Chart] = []
     if rows:

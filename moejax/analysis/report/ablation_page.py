@@ -1,10 +1,11 @@
 """Sections of a report on an ablation: verdicts first, then what they rest on."""
 
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from moejax.analysis.ablation_text import compared_budget
+from moejax.analysis.power import PRACTICAL_SEEDS
 from moejax.analysis.report import ablation_charts, card, learning, money, run_page, set_page
 from moejax.analysis.report.charts import Chart
 from moejax.analysis.report.gather import Ablation, RunRecord, Subject
@@ -12,8 +13,11 @@ from moejax.analysis.report.html import (
     UNKNOWN,
     Html,
     badge,
+    between,
     details,
     join,
+    number,
+    p_value,
     paragraph,
     table,
     tag,
@@ -22,28 +26,9 @@ from moejax.analysis.report.page import Section
 from moejax.analysis.report.svg import gallery
 from moejax.cost import text
 
-KINDS = {"better": "good", "worse": "bad", "cannot tell": "unsure"}
 OUTCOMES = {"agrees in direction": "good", "disagrees": "bad", "cannot tell": "unsure"}
 MOST_SENTENCES = 6  # beyond, they are folded away
 MOST_CELLS = 16  # beyond, the table of cells is folded away
-
-
-def number(value: Any, form: str = ".4f") -> str:
-    """A figure, or a dash where there is none."""
-    known = isinstance(value, (int, float)) and math.isfinite(value)
-    return format(value, form) if known else UNKNOWN
-
-
-def p_value(value: float | None) -> str:
-    """A probability of error."""
-    return "<0.001" if value is not None and value < 0.001 else number(value, ".3f")
-
-
-def between(interval: Sequence[float] | None, form: str = ".4f") -> str:
-    """An interval in words."""
-    if not interval or None in interval:
-        return UNKNOWN
-    return f"{number(interval[0], form)} to {number(interval[1], form)}"
 
 
 def opening(subject: Subject) -> Html:
@@ -69,13 +54,14 @@ def _ablation(subject: Subject) -> Ablation:
 
 def _figures(subject: Subject, ablation: Ablation) -> list[tuple[str, str, str]]:
     analysis = ablation.analysis
-    failed = sum(cell["status"] != "completed" for cell in ablation.cells)
+    failed = len(analysis["failed"])
+    cells = str(len(ablation.cells)) if ablation.cells else UNKNOWN
     budget = _budget(ablation)
     figures = [
         ("variants", str(len(analysis["variants"])), f"reference {analysis['reference']}"),
         ("seeds", str(len(analysis["seeds"])), f"pooled sd {number(pooled(analysis), '.2g')}"),
         ("held equal", budget[0], budget[1]),
-        ("cells", str(len(ablation.cells)), f"{failed} failed"),
+        ("cells", cells, f"{failed} failed"),
     ]
     spent, planned = (amounts(analysis["bill"].get(name)) for name in ("spent", "planned"))
     if spent[0] is not None:
@@ -89,7 +75,7 @@ def _figures(subject: Subject, ablation: Ablation) -> list[tuple[str, str, str]]
 
 
 def pooled(analysis: Mapping[str, Any]) -> float | None:
-    """Standard deviation over seeds, pooled over variants."""
+    """Standard deviation of one run's error, pooled over variants; the seeds' own luck is out."""
     return (analysis.get("pooled") or {}).get("sd")
 
 
@@ -158,6 +144,7 @@ def curve_groups(ablation: Ablation, runs: Sequence[RunRecord]) -> dict[str, lis
 
 def _verdicts(ablation: Ablation) -> Html:
     analysis = ablation.analysis
+    compared = compared_budget(analysis)
     rows, said = [], []
     for name, variant in analysis["variants"].items():
         edits = ", ".join(_edits(variant.get("edits") or {}))
@@ -165,7 +152,9 @@ def _verdicts(ablation: Ablation) -> Html:
         difference = variant.get("difference")
         if name == analysis["reference"]:
             difference = None
-        rows.append([shown, *_verdict(variant, difference, name == analysis["reference"])])
+        rows.append(
+            [shown, *_verdict(variant, difference, name == analysis["reference"], compared)]
+        )
         if difference:
             notes = "; ".join([difference["text"], *difference.get("notes", ())])
             said.append(tag("li", tag("strong", name), f": {notes}"))
@@ -176,6 +165,8 @@ def _verdicts(ablation: Ablation) -> Html:
         "t intervals whose variance is pooled over variants; p is corrected for the number of "
         "variants (Holm)."
     )
+    if len(analysis["budgets"]) > 1:
+        note = f"At {_amount(compared)} {analysis['hold'].replace('_', ' ')}. {note}"
     if smallest:
         note += f" Differences under {smallest:g} are held not to matter."
     left = (analysis.get("pooled") or {}).get("left_out") or {}
@@ -201,19 +192,30 @@ def _edits(edits: Mapping[str, Any], above: str = "") -> list[str]:
     return found
 
 
-def _verdict(variant: Mapping[str, Any], difference: Mapping[str, Any] | None, reference: bool):
-    """The cells of one variant, from its verdict on."""
-    last = variant["by_budget"][-1] if variant.get("by_budget") else {}
-    own = [number(last.get("mean")), str(last.get("n", 0))]
+def _verdict(
+    variant: Mapping[str, Any], difference: Mapping[str, Any] | None, reference: bool, compared: Any
+) -> list[Any]:
+    """The cells of one variant, from its verdict on, at the budget that is compared."""
+    points = [point for point in variant["by_budget"] if point["budget"] == compared]
+    own = [number(points[0]["mean"]), str(points[0]["n"])] if points else [UNKNOWN, "0"]
     if difference is None:
         word = badge("reference" if reference else "no result", "plain")
         return [word, UNKNOWN, UNKNOWN, UNKNOWN, *own, UNKNOWN]
     verdict = difference["verdict"]
     return [
-        badge(verdict, KINDS.get(verdict, "plain")), number(difference["mean"], "+.4f"),
+        badge(verdict, ablation_charts.KINDS.get(verdict, "plain")),
+        number(difference["mean"], "+.4f"),
         between(difference["interval"], "+.4f"), p_value(difference.get("p_holm")), *own,
-        number(difference.get("seeds_needed"), "d") if verdict == "cannot tell" else UNKNOWN,
+        _more_seeds(difference) if verdict == "cannot tell" else UNKNOWN,
     ]  # fmt: skip
+
+
+def _more_seeds(difference: Mapping[str, Any]) -> str:
+    """How many seeds more a verdict takes; beyond what is practical only that it is so."""
+    needed = difference.get("seeds_needed")
+    if needed is None:
+        return UNKNOWN
+    return str(needed) if needed <= PRACTICAL_SEEDS else f"over {PRACTICAL_SEEDS}"
 
 
 def _by_budget(ablation: Ablation) -> Html:
@@ -295,7 +297,7 @@ def _health(ablation: Ablation) -> Html:
         rows.append([
             name, number(health["max_violation"], ".3f"),
             between(health.get("max_violation_interval"), ".3f"),
-            badge(verdict, KINDS.get(verdict, "plain")) if verdict else UNKNOWN,
+            badge(verdict, ablation_charts.KINDS.get(verdict, "plain")) if verdict else UNKNOWN,
             number(max(layers), ".3f") if layers else UNKNOWN,
             number(health.get("dropped_share"), ".2%"),
         ])  # fmt: skip
@@ -328,6 +330,8 @@ def _bill(ablation: Ablation) -> Html:
     bill = ablation.analysis["bill"]
     entries = [("planned", bill.get("planned")), ("spent, all in", bill.get("spent"))]
     emphasis = [i for i, (_, entry) in enumerate(entries) if entry is not None][-1:]
+    if any((bill.get("calibration") or {}).values()):
+        entries.append(("of it calibration", bill["calibration"]))
     entries += [("of it tuning", bill.get("tuning")), ("of it failed cells", bill.get("failed"))]
     entries += [(f"of it {name}", entry) for name, entry in (bill.get("by_variant") or {}).items()]
     rows = []
@@ -342,17 +346,19 @@ def _bill(ablation: Ablation) -> Html:
 
 def _failures(ablation: Ablation) -> Html:
     rows = [
-        [cell["id"], cell["variant"], str(cell["seed"]), cell["status"], cell.get("error") or ""]
-        for cell in ablation.cells if cell["status"] != "completed"
-    ]  # fmt: skip
+        [cell["id"], cell["variant"], str(cell["seed"]), _amount(cell["budget"]), cell["error"]]
+        for cell in ablation.analysis["failed"]
+    ]
     if not rows:
         return paragraph("No cell failed.")
-    return table(["cell", "variant", "seed", "status", "error"], rows, label="Failed cells",
-                 text_columns=(0, 1, 3, 4))  # fmt: skip
+    return table(["cell", "variant", "seed", "budget", "error"], rows, label="Failed cells",
+                 text_columns=(0, 1, 4))  # fmt: skip
 
 
 def _cells(ablation: Ablation) -> Html:
     rows = []
+    if not ablation.cells:
+        return Html("")
     for cell in ablation.cells:
         kind = "plain" if cell["status"] == "completed" else "bad"
         rate = cell.get("learning_rate")

@@ -54,7 +54,9 @@ class Curves:
     validation: list[Row]
     logged: int
 
-    def at(self, axis: str, steps: Sequence[float] | Float[np.ndarray, " n"]) -> np.ndarray:
+    def at(
+        self, axis: str, steps: Sequence[float] | Float[np.ndarray, " n"]
+    ) -> Float[np.ndarray, " n"]:
         """What had been used up by some steps: tokens, FLOPs, seconds or dollars.
 
         Between logged steps it is interpolated; nan where it was never logged.

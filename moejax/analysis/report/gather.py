@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from moejax.analysis.ablation import analyse
-from moejax.analysis.ablation_record import ABLATION, PLAN, RESULTS, read_record
+from moejax.analysis.ablation_record import ABLATION, ANALYSIS, PLAN, RESULTS, read_record
 from moejax.analysis.inspect import FOLDER as INSPECT_FOLDER
 from moejax.analysis.inspect import RESULT as INSPECT_RESULT
 from moejax.analysis.report.curves import Curves, read_curves
@@ -16,7 +16,13 @@ from moejax.cost import bill
 from moejax.training import run_config, run_dir
 from moejax.training.run_config import RunConfig
 
-ANALYSIS = "analysis.json"
+_ANALYSIS_NEEDS = (
+    "name", "metric", "hold", "reference", "seeds", "budgets", "variants", "failed", "bill",
+)  # fmt: skip
+_INSPECTION_NEEDS = (
+    "step", "tokens", "loss", "layers", "num_experts", "by_layer", "load", "gate_mass",
+    "saturation", "flip_rate", "domains", "masked_best_experts", "left_out",
+)  # fmt: skip
 _NOT_RUNS = ("checkpoints", "tensorboard", "tokenizer", INSPECT_FOLDER)
 
 
@@ -46,6 +52,7 @@ class RunRecord:
 
     @property
     def has_checkpoint(self) -> bool:
+        """Whether a checkpoint lies in the folder, be it whole or not."""
         folder = self.path / run_dir.CHECKPOINTS
         return folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())
 
@@ -181,16 +188,16 @@ def _read_run(path: pathlib.Path, name: str) -> RunRecord:
         path=path,
         record=record,
         config=config,
-        summary=_json(path / run_dir.SUMMARY),
+        summary=_json(path / run_dir.SUMMARY, ("status",)),
         curves=read_curves(path),
-        inspection=_json(path / INSPECT_FOLDER / INSPECT_RESULT),
+        inspection=_json(path / INSPECT_FOLDER / INSPECT_RESULT, _INSPECTION_NEEDS),
         divergence=_json(path / "divergence.json"),
     )
 
 
 def _gather_ablation(path: pathlib.Path) -> Subject:
     """Without ``results.jsonl``, as where results are kept for good, ``analysis.json`` is read."""
-    analysis = None if (path / RESULTS).is_file() else _json(path / ANALYSIS)
+    analysis = None if (path / RESULTS).is_file() else _json(path / ANALYSIS, _ANALYSIS_NEEDS)
     if analysis is None:
         record = read_record(path)
         about, plan, cells, analysis = record.about, record.plan, record.rows, analyse(path)
@@ -217,11 +224,11 @@ def _bill(paths: Sequence[pathlib.Path], notes: list[str]) -> dict[str, Any] | N
         return None
 
 
-def _json(path: pathlib.Path) -> dict[str, Any] | None:
+def _json(path: pathlib.Path, needed: Sequence[str] = ()) -> dict[str, Any] | None:
     """The object in a file; None where there is no file.
 
     Raises:
-      UserError: the file is damaged.
+      UserError: the file is damaged, or lacks one of the fields that are needed.
     """
     try:
         found = json.loads(path.read_text())
@@ -231,4 +238,7 @@ def _json(path: pathlib.Path) -> dict[str, Any] | None:
         raise UserError(f"{path}: cannot be read ({error}); restore the file") from None
     if not isinstance(found, dict):
         raise UserError(f"{path}: holds no JSON object; restore the file")
+    lacking = [name for name in needed if name not in found]
+    if lacking:
+        raise UserError(f"{path}: lacks {', '.join(lacking)}; restore the file")
     return found

@@ -1,6 +1,7 @@
 """HTML that is escaped unless it was made here: elements, tables, lists of facts, figures."""
 
 import html
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -64,6 +65,24 @@ def paragraph(*children: Any, class_: str | None = None) -> Html:
 
 LONG = 28  # characters of a row's name, beyond which it is broken into lines
 UNKNOWN = "\N{EN DASH}"  # where a table has no figure
+
+
+def number(value: Any, form: str = ".4f") -> str:
+    """A figure, or a dash where there is none."""
+    known = isinstance(value, (int, float)) and math.isfinite(value)
+    return format(value, form) if known else UNKNOWN
+
+
+def p_value(value: float | None) -> str:
+    """A p-value."""
+    return "<0.001" if value is not None and value < 0.001 else number(value, ".3f")
+
+
+def between(interval: Sequence[float] | None, form: str = ".4f") -> str:
+    """An interval in words."""
+    if not interval or None in interval:
+        return UNKNOWN
+    return f"{number(interval[0], form)} to {number(interval[1], form)}"
 
 
 def table(

@@ -45,9 +45,11 @@ def cards(figures: list[tuple[str, str, str]]) -> Html:
 def _figures(subject: Subject, run: RunRecord, summary: Mapping[str, Any]):
     found = []
     if summary.get("val_bits_per_byte") is not None:
-        base = summary["baselines"]
+        names = {"gzip": "gzip -9", "unigram": "unigram"}
+        base = [f"{shown} {summary['baselines'][name]:.3f}" for name, shown in names.items()
+                if name in summary.get("baselines", {})]  # fmt: skip
         found.append(("held out, bits per byte", f"{summary['val_bits_per_byte']:.4f}",
-                      f"gzip -9 {base['gzip']:.3f}, unigram {base['unigram']:.3f}"))  # fmt: skip
+                      ", ".join(base)))  # fmt: skip
     if summary.get("val_loss") is not None and summary.get("loss") is not None:
         found.append(("held out, nats per token", f"{summary['val_loss']:.4f}",
                       f"training {summary['loss']:.4f}"))  # fmt: skip

@@ -4,17 +4,26 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import stats
 
 from moejax.analysis.report import card, learning, money, routing, run_page
 from moejax.analysis.report.charts import Chart
 from moejax.analysis.report.gather import RunRecord, Subject
-from moejax.analysis.report.html import UNKNOWN, Html, badge, details, join, paragraph, table
+from moejax.analysis.report.html import (
+    UNKNOWN,
+    Html,
+    badge,
+    between,
+    details,
+    join,
+    number,
+    paragraph,
+    table,
+)
 from moejax.analysis.report.page import Section
 from moejax.analysis.report.svg import gallery
+from moejax.analysis.statistics import mean_interval
 from moejax.cost import text
 
-CONFIDENCE = 0.95
 MOST_EDITS = 4  # of a group's name
 
 Groups = dict[str, list[RunRecord]]
@@ -109,25 +118,13 @@ def best_groups(groups: Groups, always: str = "") -> Groups:
     return {name: runs for name, runs in groups.items() if name in kept}
 
 
-def interval(values: Sequence[float]) -> tuple[float, float, float] | None:
-    """Mean and t interval over seeds; None of fewer than two."""
-    if len(values) < 2:
-        return None
-    mean, error = float(np.mean(values)), float(np.std(values, ddof=1) / len(values) ** 0.5)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
-    return mean, mean - half, mean + half
-
-
 def _by_group(groups: Groups) -> Html:
     rows = []
     for name, runs in groups.items():
         values = [value for value in map(bits, runs) if value is not None]
-        found = interval(values)
-        mean = UNKNOWN if not values else f"{np.mean(values):.4f}"
-        spread = UNKNOWN if found is None else f"{np.std(values, ddof=1):.4f}"
-        alone = "one seed" if values else UNKNOWN
-        between = alone if found is None else f"{found[1]:.4f} to {found[2]:.4f}"
-        rows.append([name, len(runs), len(runs) - len(values), mean, spread, between])
+        mean, sd, interval = mean_interval(np.array(values)) if values else (None, None, None)
+        shown = "one seed" if len(values) == 1 else between(interval)
+        rows.append([name, len(runs), len(runs) - len(values), number(mean), number(sd), shown])
     return table(
         ["config", "runs", "unfinished", "bits per byte", "sd", "95 % interval"], rows,
         label="Held-out bits per byte by config",
@@ -142,12 +139,9 @@ def _runs(subject: Subject) -> Html:
     for run in subject.runs:
         own, summary = billed.get(str(run.path)), run.summary or {}
         status = summary.get("status", "unfinished")
-        number = lambda name, summary=summary: (
-            UNKNOWN if summary.get(name) is None else f"{summary[name]:.4f}"
-        )
         rows.append([
             run.name, badge(status, "plain" if status == "completed" else "bad"), run.config.seed,
-            f"{summary.get('step', 0):,}", number("val_bits_per_byte"), number("loss"),
+            f"{summary.get('step', 0):,}", number(bits(run)), number(summary.get("loss")),
             UNKNOWN if own is None else text.si(own["model_flops"]),
             UNKNOWN if own is None else text.dollars(own["dollars"]),
         ])  # fmt: skip
@@ -166,8 +160,8 @@ def inspections(runs: Mapping[str, RunRecord], most: int = 6) -> tuple[Html, lis
     """
     seen = [(name, run) for name, run in runs.items() if run.inspection is not None][:most]
     parts, charts = [], []
-    for number, (name, run) in enumerate(seen):
-        own = routing.inspected(run.inspection, prefix=f"{number}-")
+    for place, (name, run) in enumerate(seen):
+        own = routing.inspected(run.inspection, prefix=f"{place}-")
         charts += own
         parts.append(details(name, run_page.inspection(run, own), open_=len(seen) == 1))
     if not parts:

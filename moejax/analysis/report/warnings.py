@@ -36,7 +36,7 @@ def _of_ablation(ablation: Ablation) -> list[str]:
         found.append(
             f"The grid is not complete: {_count(len(unfinished), 'cell')} have not ended yet."
         )
-    failed = [cell for cell in ablation.cells if cell["status"] != "completed"]
+    failed = ablation.analysis["failed"]
     if failed:
         names = ", ".join(str(cell["id"]) for cell in failed[:MOST_NAMED])
         found.append(
