@@ -95,13 +95,18 @@ done
 bench attention 10 --suite=attention
 
 # 5. Whole models: loads of a fresh router, balanced and skewed, dense beside them; then learned
-#    routing with the ledger on, and its last recorded loads in the same step.
+#    routing with the ledger on, and its last recorded loads in the same step. The largest fills
+#    65 GB: more than jax takes of a card by itself, and more than its own allocator has in one piece
+#    (the benchmark sets the same).
+memory="XLA_PYTHON_CLIENT_ALLOCATOR=${XLA_PYTHON_CLIENT_ALLOCATOR:-cuda_async}"
+memory+=" XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.95}"
 for model in $models; do
   bench "model_$model" 15 --suite=model --shapes="$model"
 done
 for model in $models; do
   workdir=$folder/train_$model
-  job "train_$model" 15 env GPU_MODEL="$model" "$python" -m moejax.cli train \
+  # shellcheck disable=SC2086
+  job "train_$model" 15 env $memory GPU_MODEL="$model" "$python" -m moejax.cli train \
     --config=experiments/launch/gpu_model.py --workdir="$workdir" --format=json
   # Up to 40 GB that nothing reads again.
   [ -n "$dry_run" ] || rm -rf "$workdir/checkpoints"

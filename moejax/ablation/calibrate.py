@@ -34,7 +34,9 @@ def run_name(variant: str) -> str:
     return f"{variant}-calibration"
 
 
-def calibrate(folder: Folder, spec: AblationSpec, variant: str) -> dict[str, Any]:
+def calibrate(
+    folder: Folder, spec: AblationSpec, variant: str, *, bill_process: bool = False
+) -> dict[str, Any]:
     """Trains a variant for a few steps, in a run directory of its own, which is billed.
 
     Compilation and the first steps are left out; the median over what follows is little moved by
@@ -43,6 +45,7 @@ def calibrate(folder: Folder, spec: AblationSpec, variant: str) -> dict[str, Any
     Args:
       folder, spec: the ablation's.
       variant: whose step is measured.
+      bill_process: charge the time since this process began to it.
 
     Returns:
       ``seconds_per_step``, ``low`` and ``high`` over the intervals measured, ``steps``, ``device``,
@@ -55,7 +58,8 @@ def calibrate(folder: Folder, spec: AblationSpec, variant: str) -> dict[str, Any
     name = run_name(variant)
     path = folder.run(name)
     with folder.logged(name):
-        summary = train(calibration_config(spec.run_config(variant)), str(path))
+        config = calibration_config(spec.run_config(variant))
+        summary = train(config, str(path), bill_process=bill_process)
     if summary["status"] == "interrupted":
         raise Interrupted("asked to stop")
     rows = [row for row in read_metrics(path) if "tokens_per_second" in row]

@@ -110,6 +110,16 @@ class Cell:
         """Whether it goes on from a dense run, made into an MoE model."""
         return self.kind == "final" and self.trunk is not None
 
+    @property
+    def own_steps(self) -> int:
+        """Steps that it does itself: of a branch, those after it left the trunk."""
+        return self.steps if self.upcycled else self.steps - self.from_step
+
+    @property
+    def rates_name(self) -> str:
+        """Whose rates its steps have: the variant's, or those of what that begins with."""
+        return dense_name(self.variant) if self.kind == "dense" else self.variant
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; ``Cell.from_dict`` reads it."""
         return dataclasses.asdict(self)
@@ -336,7 +346,7 @@ def _tuning(
 
 def tuning_allowance(spec: AblationSpec, finals: Sequence[Cell]) -> float:
     """Steps that a variant's tuning may take: its share of those that its runs really do."""
-    return spec.tuning.max_share * sum(cell.steps - cell.from_step for cell in finals)
+    return spec.tuning.max_share * sum(cell.own_steps for cell in finals)
 
 
 def tuning_cell(

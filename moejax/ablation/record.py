@@ -19,7 +19,14 @@ from typing import Any
 import numpy as np
 
 from moejax.ablation.grid import Cell
-from moejax.analysis.ablation_record import ABLATION, RESULTS, read_object, read_rows
+from moejax.analysis.ablation_record import (
+    ABLATION,
+    FORMAT,
+    PLAN,
+    RESULTS,
+    read_object,
+    read_rows,
+)
 from moejax.config import UserError
 from moejax.cost import bill
 from moejax.training import run_dir
@@ -27,6 +34,10 @@ from moejax.training.manifest import write_whole
 from moejax.training.metrics import read_metrics
 
 RUNS, LOGS = "runs", "logs"
+NEEDED = {
+    ABLATION: ("format", "spec", "data"),
+    PLAN: ("cells", "rates", "calibration", "tuning", "planned"),
+}
 CHARGED = ("tokens", "model_flops", "wall_seconds", "device_hours", "dollars")
 LOCK_SECONDS = 5.0  # how long the children of a killed ablation may take to notice
 LAST_SHARE = 0.1  # of the steps, over which a cell's router health is averaged
@@ -103,9 +114,18 @@ class Folder:
         """What ``ablation.json`` or ``plan.json`` holds.
 
         Raises:
-          UserError: it is missing or damaged.
+          UserError: it is missing or damaged, or of another format.
         """
-        return read_object(self.path / name, "use a new --workdir")
+        remedy = "use a new --workdir"
+        values = read_object(self.path / name, remedy)
+        lacking = [field for field in NEEDED[name] if field not in values]
+        found = values.get("format", FORMAT)
+        if lacking or found != FORMAT:
+            why = f"has format {found!r}, not {FORMAT}"
+            if lacking:
+                why = f"lacks {', '.join(lacking)}"
+            raise UserError(f"{str(self.path / name)!r}: {why}; restore the file, or {remedy}")
+        return values
 
     def write(self, name: str, values: Mapping[str, Any]) -> None:
         """Writes a file as a whole, on the disk."""

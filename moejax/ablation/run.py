@@ -35,6 +35,7 @@ class State:
       tuning: outcomes, by variant, once decided.
       rows: lines of ``results.jsonl`` by cell.
       running: cells that were begun and have not ended.
+      begun: whether the folder had a plan before.
     """
 
     folder: Folder
@@ -46,6 +47,7 @@ class State:
     tuning: dict[str, Any] = dataclasses.field(default_factory=dict)
     rows: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     running: set[str] = dataclasses.field(default_factory=set)
+    begun: bool = False
 
     def write_plan(self) -> None:
         """Writes ``plan.json``."""
@@ -114,8 +116,7 @@ def planned(cells: list[Cell], rates: dict[str, Rates]) -> dict[str, Any]:
     and ``high``; the same by kind of cell under ``by_kind``."""
 
     def total(part: list[Cell]) -> dict[str, float]:
-        own = [cell.steps - cell.from_step for cell in part]
-        work = [(steps, rates[cell.variant]) for steps, cell in zip(own, part, strict=True)]
+        work = [(cell.own_steps, rates[cell.rates_name]) for cell in part]
         return {
             "cells": len(part),
             "tokens": sum(steps * rate.tokens for steps, rate in work),
@@ -147,13 +148,13 @@ def ablate(
         machine; 0 runs them here, one after another.
       dry_run: plan and say it, write nothing.
       command: that it was asked with, for the record.
-      bill_process: charge the time since this process began to the first cell.
+      bill_process: charge the time since this process began to the first run in it.
       say: takes lines for the user.
 
     Returns:
       ``name``, ``workdir``, ``status`` (``planned``, ``completed``, ``failed`` with ``failures``,
       or ``interrupted``), ``cells`` (how many) and ``ended``, ``planned`` and ``spent`` (see
-      ``text.spent``), ``tuning`` by variant, and ``analysis``, from
+      ``text.spent``), ``taken`` (see ``text.taken``), ``tuning`` by variant, and ``analysis``, from
       ``moejax.analysis.ablation.analyse``, None where there is none yet.
 
     Raises:
@@ -185,13 +186,15 @@ def _run(
 ) -> str:  # fmt: skip
     """Everything that writes; returns the status."""
     folder, spec = state.folder, state.spec
-    changed = _begin(folder, record)
+    changed = _begin(state, record)
     for line in changed:
         say(line)
     cleaning.remove_torn(folder)
     try:
-        if not (folder.path / PLAN).is_file():
-            _calibrate(state, setups, parts[0], nursery, say)
+        if not state.begun:
+            # The time since this process began is charged once: to the first run in it.
+            if _calibrate(state, setups, parts[0], nursery, bill_process, say):
+                bill_process = False
             state.write_plan()
         say(text.format_plan(spec, state.cells, state.rates, state.planned))
         state.rows = {row["id"]: row for row in folder.results()}
@@ -237,7 +240,22 @@ def _prepare(spec: AblationSpec) -> dict[str, prepare.Setup]:
                 setups[grid.dense_name(name)] = prepare.prepare(spec.dense_config(name))
         except UserError as error:
             raise UserError(f"variants.{name}: {error}") from None
-    return setups
+    return _with_one_peak(setups)
+
+
+def _with_one_peak(setups: dict[str, prepare.Setup]) -> dict[str, prepare.Setup]:
+    """The same with one peak for a chip: a CPU's is measured for every run, and plans of variants
+    with equal FLOPs would differ by that."""
+    peaks: dict[tuple[str, int], float] = {}
+    for setup in setups.values():
+        billing = setup.billing
+        chips = billing.hardware, billing.devices
+        peaks[chips] = max(billing.peak_flops, peaks.get(chips, 0.0))
+    return {
+        name: dataclasses.replace(setup, billing=dataclasses.replace(
+            setup.billing, peak_flops=peaks[setup.billing.hardware, setup.billing.devices]))
+        for name, setup in setups.items()
+    }  # fmt: skip
 
 
 def _record(spec: AblationSpec, setups: dict[str, prepare.Setup], command: str) -> dict[str, Any]:
@@ -294,13 +312,24 @@ def _state(
     rates = {name: Rates(**values) for name, values in plan["rates"].items()}
     cells = [Cell.from_dict(values) for values in plan["cells"]]
     return State(
-        folder, spec, rates, plan["calibration"], cells, plan["planned"], plan["tuning"]
+        folder, spec, rates, plan["calibration"], cells, plan["planned"], plan["tuning"],
+        begun=True,
     )  # fmt: skip
 
 
-def _begin(folder: Folder, record: dict[str, Any]) -> list[str]:
-    """Writes ``ablation.json``; of one that has begun, lines that say what changed since."""
-    if not (folder.path / PLAN).is_file():
+def _begin(state: State, record: dict[str, Any]) -> list[str]:
+    """Writes ``ablation.json``; of one that has begun, lines that say what changed since.
+
+    Raises:
+      UserError: another process has planned the ablation since this one looked.
+    """
+    folder = state.folder
+    if not state.begun:
+        if (folder.path / PLAN).is_file():
+            raise UserError(
+                f"--workdir = {str(folder.path)!r}: another process has begun this ablation "
+                "meanwhile; give the command again to go on from there"
+            )
         folder.write(ABLATION, record)
         return []
     old = folder.read(ABLATION)
@@ -312,16 +341,21 @@ def _begin(folder: Folder, record: dict[str, Any]) -> list[str]:
 
 def _calibrate(
     state: State, setups: dict[str, prepare.Setup], share: shares.Share, nursery: Nursery | None,
-    say: Say,
-) -> None:  # fmt: skip
-    """Measures what a budget of time or dollars needs, and plans anew by that."""
+    bill_process: bool, say: Say,
+) -> bool:  # fmt: skip
+    """Measures what a budget of time or dollars needs, and plans anew by that.
+
+    Returns:
+      Whether anything was measured.
+    """
     spec = state.spec
     if not spec.budget.by_time or spec.budget.seconds_per_step is not None:
-        return
-    for name in spec.variants:
+        return False
+    for i, name in enumerate(spec.variants):
         try:
             if nursery is None:
-                found = calibrate.calibrate(state.folder, spec, name)
+                first = bill_process and i == 0
+                found = calibrate.calibrate(state.folder, spec, name, bill_process=first)
             else:
                 found = nursery.calibrate(share, name)
         except RunFailed as error:
@@ -333,6 +367,7 @@ def _calibrate(
         say(text.format_calibration(name, found))
     state.cells = grid.make_cells(spec, state.rates)
     state.planned = planned(state.cells, state.rates)
+    return True
 
 
 def _outcome(state: State, status: str) -> dict[str, Any]:
@@ -346,5 +381,6 @@ def _outcome(state: State, status: str) -> dict[str, Any]:
         "failures": [{"id": r["id"], "error": r["error"]} for r in rows if r["status"] == "failed"],
         "planned": state.planned,
         "spent": text.spent(state.cells, state.rows, state.calibration),
+        "taken": text.taken(state.spec, state.cells, state.rows),
         "tuning": state.tuning,
     }

@@ -54,7 +54,7 @@ def execute(
     Raises:
       Interrupted: it was asked to stop; it can go on.
     """
-    path = folder.run(cell.id)
+    path, begun = folder.run(cell.id), time.monotonic()
     with folder.logged(cell.id):
         try:
             if cell.upcycled:
@@ -63,7 +63,9 @@ def execute(
                 if cell.from_step and not path.exists():
                     _fork(folder, cell)
                 config = grid.cell_config(spec, cell)
-            summary = train(config, str(path), bill_process=bill_process, programs=programs)
+            summary = train(
+                config, str(path), bill_process=bill_process, begun=begun, programs=programs
+            )
         except Interrupted:
             raise
         except (RunFailed, UserError) as error:
@@ -264,7 +266,7 @@ def child(workdir: str, what: str, name: str) -> int:
     answer: dict[str, Any] = {"error": None}
     try:
         if what == "calibrate":
-            answer["found"] = calibrate.calibrate(folder, spec, name)
+            answer["found"] = calibrate.calibrate(folder, spec, name, bill_process=True)
         else:
             cells = map(Cell.from_dict, folder.read(PLAN)["cells"])
             cell = next(cell for cell in cells if cell.id == name)

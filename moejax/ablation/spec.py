@@ -18,8 +18,7 @@ from moejax.training import run_config
 from moejax.training.run_config import RunConfig
 
 METRICS = ("val_bits_per_byte", "val_loss", "loss")
-# Fields that say what is concluded and kept, not what is computed: a resumed ablation may change
-# them.
+# What is concluded and kept, not what is computed: a resumed ablation may change it.
 MAY_CHANGE = ("claim", "smallest_effect", "keep_checkpoints")
 # What the grid sets in every cell, or what must be the same in all of them.
 _OWNED = ("seed", "stage", "train.steps", "checkpoint", "budget", "cost")
@@ -283,8 +282,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> AblationSpec:
         raise UserError(f"--config = {path!r}: get_config() returned a {found}; return a mapping")
     for setting in overrides:
         name, _, text = setting.partition("=")
-        known = values.get("variants")
-        known = known if isinstance(known, dict) else {}
+        known = values["variants"] if isinstance(values.get("variants"), dict) else {}
         inside = [v for v in known if name.startswith(f"variants.{v}.")]
         if inside and "=" in setting and isinstance(known[max(inside, key=len)], dict):
             variant = max(inside, key=len)

@@ -1,15 +1,17 @@
 """What an ablation says: the plan and its bill before, a line a cell, and the bill after."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moejax.ablation.grid import Cell, Rates, dense_name
+from moejax.ablation.grid import Cell, Rates
 from moejax.ablation.spec import AblationSpec
 from moejax.analysis.ablation import format_analysis
 from moejax.analysis.ablation_record import UNITS
 from moejax.cost import text
 
 UNSTEADY = 1.5  # longest over shortest step that one measurement may show
+UNEQUAL = 1.1  # most over least that variants may take of an equal budget of time
 LINES = {
     "tune": "tuning", "final": "runs", "trunk": "trunks", "branch": "decay branches",
     "dense": "dense runs to upcycle", "calibration": "measuring a step", "failed": "failed",
@@ -43,8 +45,7 @@ def _variants(
         ("variant", "parameters", "active", "FLOP/token", "tokens/step", "s/step", "steps")
     ]
     for name, rate in rates.items():
-        first = [c for c in cells if c.seed == spec.seeds[0] and name == (
-            dense_name(c.variant) if c.kind == "dense" else c.variant)]  # fmt: skip
+        first = [c for c in cells if c.seed == spec.seeds[0] and c.rates_name == name]
         steps = sorted({cell.steps for cell in first if cell.kind != "tune"})
         rows.append((
             name, text.parameters(rate.model["total"]), text.parameters(rate.model["active"]),
@@ -143,6 +144,38 @@ def spent(
     return {**total, "by_kind": by_kind}
 
 
+def taken(
+    spec: AblationSpec, cells: Sequence[Cell], rows: Mapping[str, Mapping[str, Any]]
+) -> dict[str, float]:
+    """What a variant's completed runs really took of a budget of time or dollars, the mean.
+
+    Their steps are those that were measured beforehand; beside other cells, or other programs, they
+    may take longer. Empty where steps do not follow from time.
+    """
+    if not spec.budget.by_time:
+        return {}
+    shares: dict[str, list[float]] = {}
+    for cell in cells:
+        row = rows.get(cell.id)
+        if row is not None and row["status"] == "completed" and cell.kind != "tune":
+            shares.setdefault(cell.variant, []).append(row[spec.budget.hold] / cell.budget)
+    return {name: statistics.fmean(shares[name]) for name in spec.variants if name in shares}
+
+
+def _taken(outcome: Mapping[str, Any]) -> list[str]:
+    shares = outcome["taken"]
+    if not shares:
+        return []
+    each = ", ".join(f"{name} {share:.3g}" for name, share in shares.items())
+    lines = [f"taken of the budget, 1 as planned: {each}"]
+    if max(shares.values()) > UNEQUAL * min(shares.values()):
+        lines.append(
+            "warning: budgets of time were not equal, since steps took longer than measured; run "
+            "with fewer --processes, or when the machine is quiet"
+        )
+    return lines
+
+
 def format_outcome(outcome: Mapping[str, Any]) -> str:
     """The bill after, against the plan; then the verdicts and a line for every failure."""
     planned, found = outcome["planned"], outcome["spent"]
@@ -165,6 +198,7 @@ def format_outcome(outcome: Mapping[str, Any]) -> str:
         f"{outcome['cells']} cells",
         text.columns(rows, left=1),
         "start-up, compilation, evaluation and checkpoints are in what was spent, not in the plan",
+        *_taken(outcome),
     ]
     if outcome["analysis"] is not None:
         lines += ["", format_analysis(outcome["analysis"])]

@@ -16,7 +16,7 @@ from moejax.bench.loads import LOADS, draw_routing
 from moejax.bench.options import DTYPES, BenchOptions
 from moejax.bench.report import Report, progress
 from moejax.bench.shapes import LayerShape, find_shape
-from moejax.models.attend import attend
+from moejax.models.attend import attend, implementation
 from moejax.moe.dispatch import dispatch
 
 # Neither tokens nor widths are multiples of a tile; with 3 empty experts, see ``_routing``.
@@ -61,7 +61,8 @@ def compare_attention(report: Report, name: str, seed: int) -> None:
     Four documents a row, so that the mask says more than causality.
 
     Args:
-      report: takes the row, and a failure where a tensor is further off than the tolerance.
+      report: takes the row, and a failure where it does not run or a tensor is further off than
+        the tolerance.
       name: as in ``model.attention.implementation``.
       seed: of the operands and the documents' lengths.
     """
@@ -71,24 +72,25 @@ def compare_attention(report: Report, name: str, seed: int) -> None:
     mask = (ago & (document[:, :, None] == document[:, None]))[:, None]
     operands = [jnp.asarray(rng.normal(size=(2, 512, 4, 64)), jnp.bfloat16) for _ in range(4)]
 
-    def run(implementation: str, dtype: str, mask, query, key, value, cotangent):
+    def run(name: str, dtype: str, mask, query, key, value, cotangent):
         narrow = [x.astype(dtype) for x in (query, key, value)]
-        attention = lambda *x: attend(*x, mask, name=implementation)
+        attention = lambda *x: attend(*x, mask, name=name)
         y, gradients = jax.vjp(attention, *narrow)
         return y, *gradients(cotangent.astype(dtype))
 
     compiled = jax.jit(run, static_argnums=(0, 1))
+    name = implementation(name, operands[0])  # what ``auto`` comes to is what is reported
+    shape = {"name": "B2-S512-H4-W64"}
+    what = {"load": "documents", "dispatch": f"attention:{name}", "dtype": "bfloat16"}
     with jax.default_matmul_precision("highest"):
         wanted = compiled("xla", "float32", mask, *operands)
-    got = compiled(name, "bfloat16", mask, *operands)
-    what = {"load": "documents", "dispatch": f"attention:{name}", "dtype": "bfloat16"}
+    try:
+        got = jax.block_until_ready(compiled(name, "bfloat16", mask, *operands))
+    except Exception as error:
+        report.fail(error, suite="agreement", shape=shape["name"], **what)
+        return
     tensors = ("y", "d_query", "d_key", "d_value")
-    _judge(
-        report,
-        {"name": "B2-S512-H4-W64"},
-        what,
-        dict(zip(tensors, zip(got, wanted, strict=True), strict=True)),
-    )
+    _judge(report, shape, what, dict(zip(tensors, zip(got, wanted, strict=True), strict=True)))
 
 
 def _routing(shape: LayerShape, load: str, seed: int):

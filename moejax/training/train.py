@@ -22,6 +22,7 @@ def train(
     workdir: str,
     *,
     bill_process: bool = False,
+    begun: float | None = None,
     programs: ProgramCache | None = None,
 ) -> dict[str, Any]:
     """Trains a model, or goes on with the run that ``workdir`` holds.
@@ -31,6 +32,8 @@ def train(
       workdir: its folder.
       bill_process: charge the time since this process began as start-up, not just since this
         call: for a process that does nothing else.
+      begun: ``time.monotonic()`` when the work for this run began, which is charged as start-up;
+        None for this call.
       programs: where runs of this process find one another's compiled programs.
 
     Returns:
@@ -41,7 +44,10 @@ def train(
       RunFailed: the run stopped on an error, or was interrupted before a step ended (Interrupted);
         its last good checkpoint stands.
     """
-    begun = time.monotonic() - (process_age() if bill_process else 0.0)
+    if bill_process:
+        begun = time.monotonic() - process_age()
+    elif begun is None:
+        begun = time.monotonic()
     path = run_dir.check_workdir(workdir)
     setup = prepare.prepare(config)
     directory = run_dir.open_run(path, setup.config, setup.dataset)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from ablations import ablate, results, write_ablation
 
-from moejax.ablation import calibrate, grid, run, spec
+from moejax.ablation import calibrate, grid, record, run, runners, spec
 from moejax.ablation.record import Folder
 from moejax.config import UserError
 from moejax.cost.bill import summarize
@@ -70,10 +70,10 @@ def test_a_failed_cell_is_recorded_and_the_rest_goes_on(whole):
 
 
 def test_the_folder_holds_what_it_was_and_what_it_cost(config, whole):
-    record = json.loads((whole / "ablation.json").read_text())
-    assert record["spec"]["variants"]["diverges"] == {"optim.learning_rate": 1e30}
-    assert record["command"].startswith("moejax ablate --config=") and len(record["data"]) == 3
-    assert record["packages"]["jax"] == jax.__version__
+    about = json.loads((whole / "ablation.json").read_text())
+    assert about["spec"]["variants"]["diverges"] == {"optim.learning_rate": 1e30}
+    assert about["command"].startswith("moejax ablate --config=") and len(about["data"]) == 3
+    assert about["packages"]["jax"] == jax.__version__
     plan = json.loads((whole / "plan.json").read_text())
     assert plan["planned"]["cells"] == 6 and plan["calibration"] == {}
     bill = summarize([whole / "runs"])
@@ -150,6 +150,25 @@ def test_other_devices_are_refused(config, whole, tmp_path, capsys):
     assert "run on 999 x cpu each, and here on" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("ablation.json", {"format": 2}, "has format 2, not 1"),
+        ("ablation.json", {"spec": None}, "lacks spec"),
+        ("plan.json", {"tuning": None}, "lacks tuning"),
+    ],
+)
+def test_a_folder_of_another_version_is_one_line(tmp_path, name, change, words):
+    values = {field: {} for field in record.NEEDED[name]} | {"format": record.FORMAT}
+    (tmp_path / name).write_text(json.dumps(values))
+    assert Folder(tmp_path).read(name) == values
+    values |= change
+    kept = {field: value for field, value in values.items() if value is not None}
+    (tmp_path / name).write_text(json.dumps(kept))
+    with pytest.raises(UserError, match=words):
+        Folder(tmp_path).read(name)
+
+
 def test_a_folder_with_something_else_is_refused(config, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
@@ -168,6 +187,24 @@ def test_an_ablation_that_another_process_runs_is_refused(config, tmp_path, monk
     assert "another process runs this ablation" in capsys.readouterr().err
 
 
+def test_an_ablation_that_another_process_began_meanwhile_is_refused(
+    config, tmp_path, monkeypatch, capsys
+):
+    """Its plan may have measured steps, and this process has read none."""
+    real, plan = run._state, tmp_path / "ablation" / "plan.json"
+
+    def slow(*arguments):
+        state = real(*arguments)
+        plan.parent.mkdir()
+        plan.write_text("another's")
+        return state
+
+    monkeypatch.setattr(run, "_state", slow)
+    assert ablate(config, plan.parent) == 2
+    assert "has begun this ablation meanwhile" in capsys.readouterr().err
+    assert plan.read_text() == "another's" and not (plan.parent / "ablation.json").exists()
+
+
 def test_a_dry_run_writes_nothing_and_says_the_bill(config, tmp_path, capsys):
     flags = ["--config.budget.hold=device_seconds", "--config.budget.amounts=[100]", "--dry-run",
              "--config.budget.seconds_per_step={'bias': 0.1, 'aux': 0.2}"]  # fmt: skip
@@ -175,6 +212,63 @@ def test_a_dry_run_writes_nothing_and_says_the_bill(config, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "device-seconds" in said and "as measured" in said and "dollars" in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_variants_of_equal_flops_are_planned_alike(config, tmp_path, monkeypatch):
+    """A CPU's peak is measured for each of them, and is never the same twice."""
+    peaks = iter([1e11, 3e11, 2e11])
+    monkeypatch.setattr("moejax.cost.hardware.measure_cpu_peak", lambda: next(peaks))
+    settings = ["variants={'a': {}, 'b': {'optim.learning_rate': 0.1}}", "reference=a"]
+    planned = run.ablate(
+        spec.load(str(config), settings), str(tmp_path / "ablation"), dry_run=True, say=str
+    )["planned"]["by_kind"]["final"]
+    monkeypatch.setattr("moejax.cost.hardware.measure_cpu_peak", lambda: 3e11)
+    again = run.ablate(
+        spec.load(str(config), settings), str(tmp_path / "ablation"), dry_run=True, say=str
+    )["planned"]["by_kind"]["final"]
+    assert planned == again
+
+
+@pytest.mark.parametrize("hold", ["device_seconds", "tokens"])
+def test_the_process_is_charged_once(config, tmp_path, monkeypatch, hold):
+    """To the first run in it, be that the one that measures a step."""
+    charged = []
+
+    def measure(folder, found, variant, bill_process):
+        charged.append((variant, bill_process))
+        return {"seconds_per_step": 0.01, "low": 0.01, "high": 0.01}
+
+    class Runner(run.InProcess):
+        room = 0
+
+        def __init__(self, folder, found, bill_process):
+            charged.append(("cells", bill_process))
+
+    monkeypatch.setattr(calibrate, "calibrate", measure)
+    monkeypatch.setattr(run, "InProcess", Runner)
+    flags = [f"--config.budget.hold={hold}", f"--config.budget.amounts=[{100 * cpu_cores()}]"]
+    if hold == "tokens":
+        flags = []
+    assert ablate(config, tmp_path / "ablation", *flags) == 2  # no cell has ended
+    measured = [("bias", True), ("aux", False)] if hold == "device_seconds" else []
+    assert charged == [*measured, ("cells", not measured)]
+
+
+def test_what_a_cell_begins_with_is_charged_to_it(config, tmp_path, monkeypatch):
+    """A branch's copy of its trunk's checkpoint, say, comes before it trains."""
+    given = []
+
+    def trained(*_, begun, **__):
+        given.append(time.monotonic() - begun)
+        return {"status": "completed"}
+
+    monkeypatch.setattr(runners, "train", trained)
+    monkeypatch.setattr(runners, "_fork", lambda *_: time.sleep(0.2))
+    found = spec.load(str(config), ["budget.amounts=[3000,6000]"])
+    with Folder(tmp_path).held():
+        cell = grid.Cell("x", "bias", 0, 3000.0, "branch", 0.1, 12, 1.0, 1.0, {}, from_step=6)
+        assert runners.execute(Folder(tmp_path), found, cell, bill_process=False) is None
+    assert given[0] >= 0.2
 
 
 def test_measured_seconds_are_taken_from_another_ablation(config, tmp_path):
@@ -309,8 +403,8 @@ def test_a_budget_of_seconds_is_measured_once(config, tmp_path, monkeypatch):
     """
     made, measured, real = {"bias": 0.005, "aux": 0.004}, [], calibrate.calibrate
 
-    def measure(folder, found, variant):
-        measured.append(real(folder, found, variant))
+    def measure(folder, found, variant, **options):
+        measured.append(real(folder, found, variant, **options))
         return {**measured[-1], "seconds_per_step": made[variant]}
 
     monkeypatch.setattr(calibrate, "calibrate", measure)

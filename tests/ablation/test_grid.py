@@ -7,7 +7,7 @@ from ablations import write_ablation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moejax.ablation import grid, spec
+from moejax.ablation import grid, spec, text
 from moejax.ablation.grid import Cell, Rates
 from moejax.config import ConfigError
 
@@ -110,3 +110,24 @@ def test_a_tuning_that_ends_in_the_warm_up_is_refused(config):
 def test_a_cell_survives_its_record(config):
     for cell in cells_of(config, "budget.amounts=[1000,2000]"):
         assert Cell.from_dict(cell.to_dict()) == cell
+
+
+@pytest.mark.parametrize(("busy", "warned"), [(1.05, False), (1.2, True)])
+def test_what_was_really_taken_of_a_budget_of_time_is_said(config, busy, warned):
+    hold = ["budget.hold=device_seconds", "budget.amounts=[100]"]
+    found = spec.load(str(config), hold)
+    cells = grid.make_cells(found, {"bias": RATES, "aux": SLOW})
+    seconds = {"bias": 100.0, "aux": 100.0 * busy}
+    rows = {
+        cell.id: {"status": "completed", "device_seconds": seconds[cell.variant]} for cell in cells
+    }
+    rows[cells[0].id] = {"status": "failed", "device_seconds": 1.0}  # does not count
+    shares = text.taken(found, cells, rows)
+    assert shares == pytest.approx({"bias": 1.0, "aux": busy})
+    nothing = {"by_kind": {}, "cells": 0, "device_hours": 0.0, "dollars": 0.0}
+    said = text.format_outcome({
+        "planned": nothing, "spent": nothing, "name": "x", "status": "completed", "ended": 4,
+        "cells": 4, "analysis": None, "taken": shares,
+    })  # fmt: skip
+    assert f"bias 1, aux {busy:.3g}" in said and ("not equal" in said) == warned
+    assert text.taken(spec.load(str(config), []), cells, rows) == {}

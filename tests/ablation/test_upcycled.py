@@ -5,7 +5,7 @@ import json
 import pytest
 from ablations import TOKENS, ablate, results, write_ablation
 
-from moejax.ablation import grid, spec
+from moejax.ablation import grid, run, spec
 from moejax.config import ConfigError
 from moejax.cost.bill import summarize
 from moejax.training import run_dir
@@ -102,6 +102,11 @@ def test_steps_for_equal_flops(config):
     assert (dense.steps, up.steps, cells["scratch-seed0"].steps) == (250, 375, 500)
     assert up.flops == 1000 and up.tokens == 625 and up.trunk == dense.id
     assert up.planned["device_hours"] == pytest.approx(375 / 3600)  # the dense cell has its own
+    total = run.planned(list(cells.values()), rates)
+    assert total["flops"] == 4 * 1000  # two variants, two seeds, each at the budget
+    assert total["tokens"] == 2 * (500 + 625)
+    assert total["by_kind"]["dense"]["flops"] == 2 * 250
+    assert total["device_hours"] == pytest.approx(2 * (500 + 625) / 3600)
 
 
 @pytest.mark.parametrize(

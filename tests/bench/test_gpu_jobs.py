@@ -38,10 +38,16 @@ def test_the_dry_run_lists_the_jobs_in_order_and_writes_nothing(tmp_path):
 
 
 def test_the_commands_are_ones_that_moejax_knows(tmp_path):
-    said = run("--dry-run", "out", folder=tmp_path)
+    unset = {"XLA_PYTHON_CLIENT_ALLOCATOR": "", "XLA_PYTHON_CLIENT_MEM_FRACTION": ""}
+    said = run("--dry-run", "out", folder=tmp_path, **unset)
     commands = [line.split(": ", 1)[1].split() for line in said.stdout.splitlines()]
     benches = [words[words.index("bench") :] for words in commands if "bench" in words]
     assert len(benches) == 17
+    training = [words for words in commands if "train" in words]
+    assert len(training) == 3
+    for words in training:
+        assert "XLA_PYTHON_CLIENT_ALLOCATOR=cuda_async" in words
+        assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0.95" in words
     for words in benches:
         parsed = cli._parser().parse_args(words)
         assert parsed.command == "bench" and parsed.format == "json"

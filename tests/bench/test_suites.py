@@ -95,3 +95,10 @@ def test_attention_is_held_to_the_reference(monkeypatch, fault):
     assert row["errors"].keys() == {"y", "d_query", "d_key", "d_value"}
     assert bool(report.failures) == fault
     assert fault or 0 < max(row["errors"].values()) < 0.01
+
+
+def test_attention_that_does_not_run_is_a_failure():
+    report = Report()
+    agreement.compare_attention(report, "cudnn", seed=0)
+    (failure,) = report.failures
+    assert failure["dispatch"] == "attention:cudnn" and report.results == []

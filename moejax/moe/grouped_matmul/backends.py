@@ -71,9 +71,9 @@ class Backend(Protocol):
 def default_tiles(product: Product) -> Tiles:
     """A cut that suits a product without measuring.
 
-    Tiles of 128 by 256 by 8 warps were the fastest on an H100 in every product with the experts'
-    matrices that was tuned there, those of 128 by 128 by 4 or within 3 % of it in most of the
-    weights' gradients (experiments/results/speed/h100.md).
+    Tiles of 128 by 256 and 8 warps were the fastest on an H100 in the last tuning of each product
+    with the experts' matrices, those of 128 by 128 and 4 warps in half of the weights' gradients
+    (experiments/results/speed/h100.md). Cards with less shared memory get the smaller ones.
     """
     fits = lambda size, most: min(most, max(16, 1 << (size - 1).bit_length()))
     share = -(-product.rows // product.experts)
@@ -87,7 +87,7 @@ def default_tiles(product: Product) -> Tiles:
         sides = fits(share, most), fits(product.inputs, most), fits(product.outputs, 64)
     rows, columns, depth = sides
     large = wide and (rows, columns) == (most, most) and product.leg != "weight_gradient"
-    if large and _worth_it(product, rows, 2 * columns):
+    if large and _worth_it(product, rows, 2 * columns) and _holds_large_tiles():
         return Tiles(rows, 2 * columns, depth, warps=8, stages=3)
     return Tiles(rows, columns, depth if wide else min(depth, 32), warps=4, stages=3)
 
@@ -170,6 +170,18 @@ class PallasBackend:
         return rows_by_rows(
             rows, d_out, group_sizes, *sources, tiles, dtype=dtype, interpret=interpret
         )
+
+
+def _holds_large_tiles() -> bool:
+    """Whether this card has the 144 KiB of shared memory that three stages of 128 by 256 take.
+
+    Those of compute capability 7, 8.6, 8.9 and 12 have 99 KiB or less. Where there is no card,
+    programs are lowered for another machine, or interpreted.
+    """
+    if jax.default_backend() != "gpu":
+        return True
+    major, _, minor = jax.devices()[0].compute_capability.partition(".")
+    return major in ("9", "10") or (major, minor) == ("8", "0")
 
 
 def _worth_it(product: Product, rows: int, columns: int) -> bool:

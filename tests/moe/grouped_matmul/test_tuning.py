@@ -1,7 +1,9 @@
 """Tuning with interpreted kernels of tiny shapes, without waiting for meaningful times."""
 
 import json
+import types
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -169,3 +171,15 @@ def test_every_candidate_is_one_that_its_back_end_takes(layer, dtype):
 def test_the_cut_without_a_measurement_follows_the_shape(product, tile):
     tiles = default_tiles(product)
     assert (tiles.rows, tiles.columns, tiles.depth) == tile
+
+
+@pytest.mark.parametrize(
+    ("capability", "columns"),
+    [("9.0", 256), ("8.0", 256), ("10.0", 256), ("8.9", 128), ("8.6", 128), ("12.0", 128)],
+)
+def test_the_cut_fits_the_card(monkeypatch, capability, columns):
+    card = types.SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [card])
+    tiles = default_tiles(Product("forward", "bfloat16", 64, 2560, 2560, 65536))
+    assert (tiles.rows, tiles.columns) == (128, columns)
