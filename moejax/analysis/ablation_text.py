@@ -151,8 +151,11 @@ _STARS = {"better": "*", "worse": "*", "cannot tell": ""}
 
 
 def _multipliers(analysis: Mapping[str, Any]) -> str:
-    """A line a variant; axes with the same reason share it."""
+    """A line a variant; axes with the same reason share it, and so do all variants."""
     lines = []
+    shown = {_times(found) for axes in analysis["multipliers"].values() for found in axes.values()}
+    if len(shown) == 1 and next(iter(shown)).startswith("none"):
+        return f"multipliers: {shown.pop()}"
     for name, axes in analysis["multipliers"].items():
         target = next((f["target_loss"] for f in axes.values() if f["target_loss"]), None)
         at = "" if target is None else f" {analysis['metric']} {target:.4f}"

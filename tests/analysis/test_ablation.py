@@ -59,7 +59,7 @@ def test_the_result_is_json_and_its_text_has_everything(tmp_path):
     assert [layer["verdict"] for layer in layers] == ["better", "better"]
     shown = format_analysis(found)
     for words in ("better", "AT THE EDGE", "MaxVio", "agrees in direction", "planned", "tuning",
-                  "flops, tokens, seconds, dollars: none", "25.0 %"):  # fmt: skip
+                  "multipliers: none (a ladder of 4 budgets", "25.0 %"):  # fmt: skip
         assert words in shown, shown
 
 
