@@ -16,8 +16,8 @@ what drops cost in loss. What it cannot: speed, the reason for a capacity.
     moejax ablate --config=experiments/ablations/capacity_vs_dropless.py \\
       --workdir=runs/capacity_vs_dropless
 
-Hardware: 2 CPU cores, MINUTES_capacity_vs_dropless. The learning rate is the base's for all: the
-variants differ in nothing that is trained.
+Hardware: 2 CPU cores, about 10 minutes with --processes=2. The learning rate is the base's for all:
+the variants differ in nothing that is trained.
 """
 
 from typing import Any

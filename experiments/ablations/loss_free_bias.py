@@ -15,8 +15,8 @@ a bias that has come to rest.
 
     moejax ablate --config=experiments/ablations/loss_free_bias.py --workdir=runs/loss_free_bias
 
-Hardware: 2 CPU cores, MINUTES_loss_free_bias. The learning rate is the base's for all: model and
-optimizer are the same.
+Hardware: 2 CPU cores, about 10 minutes with --processes=2. The learning rate is the base's for all:
+model and optimizer are the same.
 """
 
 from typing import Any

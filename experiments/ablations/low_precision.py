@@ -14,8 +14,8 @@ none; and trillions of tokens.
 
     moejax ablate --config=experiments/ablations/low_precision.py --workdir=runs/low_precision
 
-Hardware: 2 CPU cores, MINUTES_low_precision. The learning rate is the base's for both, since the
-claim is of a recipe that is otherwise left alone.
+Hardware: 2 CPU cores, about 6 minutes with --processes=2. The learning rate is the base's for both,
+since the claim is of a recipe that is otherwise left alone.
 """
 
 from typing import Any

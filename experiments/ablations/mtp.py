@@ -15,7 +15,7 @@ those are measured by benchmarks, not by loss.
 
     moejax ablate --config=experiments/ablations/mtp.py --workdir=runs/mtp
 
-Hardware: 2 CPU cores, MINUTES_mtp.
+Hardware: 2 CPU cores, about 10 minutes with --processes=2.
 """
 
 from typing import Any

@@ -19,7 +19,7 @@ What it can show: that answer at this size. What it cannot: sunk costs, which ar
     moejax ablate --config=experiments/ablations/upcycled_vs_scratch.py \\
       --workdir=runs/upcycled_vs_scratch
 
-Hardware: 2 CPU cores, MINUTES_upcycled_vs_scratch.
+Hardware: 2 CPU cores, about 5 minutes with --processes=2.
 """
 
 from typing import Any
@@ -42,7 +42,7 @@ def get_config() -> dict[str, Any]:
             "numbers": "scratch ahead after 25 % of the dense run's budget",
         },
     )
-    # The dense run stays at its learning rate: what decays comes after.
+    # The dense run stays at its learning rate: the decay comes after.
     config["upcycle"] = {
         "upcycled": {"edits": {"moe": None, "optim.decay_fraction": 0.0}, "share": 0.5}
     }
