@@ -19,7 +19,8 @@ What it can show: that answer at this size. What it cannot: sunk costs, which ar
     moejax ablate --config=experiments/ablations/upcycled_vs_scratch.py \\
       --workdir=runs/upcycled_vs_scratch
 
-Hardware: 2 CPU cores, about 5 minutes with --processes=2.
+Hardware: 2 CPU cores, about 5 minutes with --processes=2. The learning rate is the base's for both:
+their models are the same, but for what the first starts from.
 """
 
 from typing import Any

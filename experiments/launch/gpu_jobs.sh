@@ -118,6 +118,12 @@ for model in $models; do
     --against=transformers
 done
 
+# 6. Ablations: dense against MoE with its dollars, then every causal router.
+for ablation in dense_vs_moe router_shootout; do
+  job "ablate_$ablation" 90 "$python" -m moejax.cli ablate \
+    --config="experiments/ablations/$ablation.py" --workdir="$folder/$ablation"
+done
+
 [ -n "$dry_run" ] && exit 0
 {
   echo

@@ -31,7 +31,8 @@ def test_the_dry_run_lists_the_jobs_in_order_and_writes_nothing(tmp_path):
     assert names[5:10] == [*moe, "attention"]
     large = [name for name, shape in MODELS.items() if shape.needs_gpu]
     assert names[10:13] == [f"model_{name}" for name in large]
-    assert names[-3:] == [f"transformers_{name}" for name in large]
+    assert names[-5:-2] == [f"transformers_{name}" for name in large]
+    assert names[-2:] == ["ablate_dense_vs_moe", "ablate_router_shootout"]
     assert [n.removeprefix("moe_") for n in moe] == [
         name for name, shape in shapes.SHAPES.items() if shape.needs_gpu
     ]
@@ -51,6 +52,11 @@ def test_the_commands_are_ones_that_moejax_knows(tmp_path):
     for words in benches:
         parsed = cli._parser().parse_args(words)
         assert parsed.command == "bench" and parsed.format == "json"
+    ablations = [words[words.index("ablate") :] for words in commands if "ablate" in words]
+    for words in ablations:
+        parsed = cli._parser().parse_args(words)
+        assert parsed.command == "ablate" and (SCRIPT.parents[2] / parsed.config).is_file()
+    assert len(ablations) == 2
 
 
 def test_a_job_that_fails_is_recorded_and_the_rest_goes_on(tmp_path):
