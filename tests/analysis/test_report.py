@@ -1,8 +1,5 @@
 """``moejax report`` on made folders: what it says, what it refuses, and that its HTML is sound."""
 
-import contextlib
-import html.parser
-import io
 import json
 import pathlib
 import re
@@ -13,83 +10,25 @@ from made_folders import (
     VARIANTS,
     metrics,
     write_ablation,
+    write_evaluation,
     write_inspection,
     write_run,
 )
+from report_pages import MARKUP, Outline, outline, refused, report
 from runs import train, write_config
 
-from moejax import cli
 from moejax.analysis.report import card
 from moejax.analysis.report.gather import gather
 from moejax.analysis.report.run_page import visible
 from moejax.analysis.report.set_page import groups_of
 from moejax.training import run_config
 
-MARKUP = "<script>alert('x')</script><img src=x onerror=alert(1)>&amp;\"'"
-VOID = {"meta", "link", "input", "br", "path", "rect", "line", "circle", "image"}
-
-
-class Outline(html.parser.HTMLParser):
-    """What a page is made of; elements that do not close are an error."""
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.open: list[str] = []
-        self.headings: list[int] = []
-        self.ids: list[str] = []
-        self.targets: list[str] = []
-        self.elements: list[tuple[str, dict]] = []
-        self.words: list[str] = []
-        self.feed(page)
-        assert self.open == [], self.open
-
-    def handle_startendtag(self, tag, attributes):
-        self._see(tag, attributes)
-
-    def handle_starttag(self, tag, attributes):
-        self._see(tag, attributes)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open.pop() == tag, tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] not in ("style", "title"):
-            self.words.append(data)
-
-    def _see(self, tag, attributes):
-        values = dict(attributes)
-        self.elements.append((tag, values))
-        if re.fullmatch("h[1-6]", tag):
-            self.headings.append(int(tag[1]))
-        if values.get("id"):
-            self.ids.append(values["id"])
-        if values.get("href", "").startswith("#"):
-            self.targets.append(values["href"][1:])
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-
-def report(*arguments) -> dict:
-    """The one object on standard output."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = cli.main(["report", *map(str, arguments), "--format=json"])
-    assert status == 0, err.getvalue()
-    return json.loads(out.getvalue())
-
-
-def outline(path) -> Outline:
-    return Outline(pathlib.Path(path).read_text(encoding="utf-8"))
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = write_run(tmp_path_factory.mktemp("one") / "first", lines=metrics(60))
     write_inspection(folder)
+    write_evaluation(folder)
     return folder
 
 
@@ -223,6 +162,7 @@ def test_markup_is_text_everywhere(tmp_path):
     run = write_run(tmp_path / f"run {MARKUP.replace('/', '')}", lines=metrics(6), sample=MARKUP,
                     data={"licence": MARKUP, MARKUP: MARKUP, "warning": MARKUP})  # fmt: skip
     write_inspection(run, token=MARKUP, domain=MARKUP)
+    write_evaluation(run, MARKUP)
     for place in (folder, run):
         text = pathlib.Path(report(place)["output"]).read_text()
         found = Outline(text)
@@ -325,17 +265,6 @@ def test_a_trained_run_is_inspected_and_shown(tmp_path):
 
 
 # Bad input: one line, status 2, nothing written.
-
-
-def refused(capsys, *arguments, root: pathlib.Path) -> str:
-    before = sorted(root.rglob("*"))
-    capsys.readouterr()
-    assert cli.main(["report", *map(str, arguments)]) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and said.err.count("\n") == 1, said.err
-    assert said.err.startswith("moejax report: ") and "Traceback" not in said.err
-    assert sorted(root.rglob("*")) == before
-    return said.err
 
 
 @pytest.fixture

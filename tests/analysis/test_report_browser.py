@@ -8,7 +8,7 @@ import time
 
 import browser
 import pytest
-from made_folders import metrics, write_ablation, write_inspection, write_run
+from made_folders import metrics, write_ablation, write_evaluation, write_inspection, write_run
 from matplotlib import image
 
 from moejax.analysis.report import command
@@ -22,6 +22,7 @@ def pages(tmp_path_factory) -> dict[str, pathlib.Path]:
     folder = tmp_path_factory.mktemp("browser")
     run = write_run(folder / "run", lines=metrics(80), sample="x = " + "y" * 400)
     write_inspection(run)
+    write_evaluation(run, "a_name_that_is_never_broken" * 3)
     long = {"none": "a variant with a name of many words, and_one_that_is_never_broken" * 2}
     ablation = write_ablation(folder / "ablation", steps=40, names=long)
     write_inspection(ablation / "runs" / "bias-s0-10240")

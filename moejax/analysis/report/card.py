@@ -27,10 +27,16 @@ def model_card(run: RunRecord) -> Html:
         tag("h3", "Use"),
         paragraph(
             "A research model, made to compare ways of training. It was not tuned to follow "
-            "instructions, nor checked for what it says; its quality is the loss above and nothing "
-            "else was measured here."
+            "instructions, nor checked for what it says; its quality is "
+            f"{_measured(run)} and nothing else was measured here."
         ),
     ])  # fmt: skip
+
+
+def _measured(run: RunRecord) -> str:
+    """What is known of a model's quality. A report on several runs does not show their tasks."""
+    tasks = run.evaluation is not None and run.evaluation["lm_eval"] is not None
+    return "its loss and its results in evaluate.json," if tasks else "the loss above"
 
 
 def _model(config: RunConfig) -> list[tuple[str, Any]]:
@@ -150,15 +156,31 @@ def reproduction(runs: Sequence[RunRecord], commands: Sequence[str]) -> Html:
     return join(parts)
 
 
-def run_commands(path: Any, seen: bool) -> list[str]:
-    """The commands of one run: train, look into it, make this report."""
-    place = shlex.quote(str(path))
-    looked = [f"moejax inspect --workdir={place}"] if seen else []
+def run_commands(run: RunRecord) -> list[str]:
+    """The commands of one run: train, look into it, evaluate it, make this report."""
+    place = shlex.quote(str(run.path))
+    looked = [] if run.inspection is None else [f"moejax inspect --workdir={place}"]
+    if run.evaluation is not None:
+        looked.append(f"moejax evaluate --workdir={place}{_flags(run.evaluation)}")
     return [
         "moejax train --config=again.py --workdir=NEW",
         *looked,
         f"moejax report {place}",
     ]
+
+
+def _flags(evaluation: Mapping[str, Any]) -> str:
+    """What an evaluation was asked for. The record does not say by which files or groups its tasks
+    were named."""
+    batches, tasks = evaluation["batches"], evaluation["lm_eval"]
+    flags = [f"--step={evaluation['step']}"]
+    if batches["run"] != batches["of"]:
+        flags.append(f"--batches={batches['run']}")
+    if tasks is not None:
+        flags.append("--lm-eval=TASKS")
+        if tasks["limit"] is not None:
+            flags.append(f"--limit={tasks['limit']}")
+    return "".join(f" {flag}" for flag in flags)
 
 
 def _versions(runs: Sequence[RunRecord]) -> Html:

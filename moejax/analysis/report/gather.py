@@ -8,21 +8,23 @@ from typing import Any, Literal
 
 from moejax.analysis.ablation import analyse
 from moejax.analysis.ablation_record import ABLATION, ANALYSIS, PLAN, RESULTS, read_record
+from moejax.analysis.evaluate import RESULT as EVALUATION_RESULT
 from moejax.analysis.inspect import FOLDER as INSPECT_FOLDER
 from moejax.analysis.inspect import RESULT as INSPECT_RESULT
 from moejax.analysis.report.curves import Curves, read_curves
+from moejax.analysis.report.shapes import ANY, EVALUATION, misfit
 from moejax.config import UserError
 from moejax.cost import bill
 from moejax.training import run_config, run_dir
 from moejax.training.run_config import RunConfig
 
-_ANALYSIS_NEEDS = (
+_ANALYSIS_NEEDS = dict.fromkeys((
     "name", "metric", "hold", "reference", "seeds", "budgets", "variants", "failed", "bill",
-)  # fmt: skip
-_INSPECTION_NEEDS = (
+), ANY)  # fmt: skip
+_INSPECTION_NEEDS = dict.fromkeys((
     "step", "tokens", "loss", "layers", "num_experts", "by_layer", "load", "gate_mass",
     "saturation", "flip_rate", "domains", "masked_best_experts", "left_out",
-)  # fmt: skip
+), ANY)  # fmt: skip
 _NOT_RUNS = ("checkpoints", "tensorboard", "tokenizer", INSPECT_FOLDER)
 
 
@@ -38,6 +40,7 @@ class RunRecord:
       summary: ``summary.json``; None of a run that wrote none.
       curves: ``metrics.jsonl``.
       inspection: what ``moejax inspect`` found; None where it did not look.
+      evaluation: what ``moejax evaluate`` found; None where it was not run.
       divergence: ``divergence.json``; None where the loss stayed finite.
     """
 
@@ -48,6 +51,7 @@ class RunRecord:
     summary: dict[str, Any] | None
     curves: Curves
     inspection: dict[str, Any] | None
+    evaluation: dict[str, Any] | None
     divergence: dict[str, Any] | None
 
     @property
@@ -188,9 +192,10 @@ def _read_run(path: pathlib.Path, name: str) -> RunRecord:
         path=path,
         record=record,
         config=config,
-        summary=_json(path / run_dir.SUMMARY, ("status",)),
+        summary=_json(path / run_dir.SUMMARY, {"status": ANY}),
         curves=read_curves(path),
         inspection=_json(path / INSPECT_FOLDER / INSPECT_RESULT, _INSPECTION_NEEDS),
+        evaluation=_json(path / EVALUATION_RESULT, EVALUATION),
         divergence=_json(path / "divergence.json"),
     )
 
@@ -224,11 +229,15 @@ def _bill(paths: Sequence[pathlib.Path], notes: list[str]) -> dict[str, Any] | N
         return None
 
 
-def _json(path: pathlib.Path, needed: Sequence[str] = ()) -> dict[str, Any] | None:
+def _json(path: pathlib.Path, needed: dict[str, Any] | None = None) -> dict[str, Any] | None:
     """The object in a file; None where there is no file.
 
+    Args:
+      path: the file.
+      needed: fields that it has to hold, with their shapes; see ``shapes.misfit``.
+
     Raises:
-      UserError: the file is damaged, or lacks one of the fields that are needed.
+      UserError: the file is damaged, or a field that is needed is missing or of another shape.
     """
     try:
         found = json.loads(path.read_text())
@@ -238,7 +247,7 @@ def _json(path: pathlib.Path, needed: Sequence[str] = ()) -> dict[str, Any] | No
         raise UserError(f"{path}: cannot be read ({error}); restore the file") from None
     if not isinstance(found, dict):
         raise UserError(f"{path}: holds no JSON object; restore the file")
-    lacking = [name for name in needed if name not in found]
-    if lacking:
-        raise UserError(f"{path}: lacks {', '.join(lacking)}; restore the file")
+    wrong = misfit(found, needed or {})
+    if wrong:
+        raise UserError(f"{path}: {wrong}; restore the file")
     return found

@@ -6,6 +6,7 @@ from typing import Any
 from moejax.analysis import inspect_text
 from moejax.analysis.report import card, learning, money, routing
 from moejax.analysis.report.charts import Chart
+from moejax.analysis.report.evaluation import evaluation
 from moejax.analysis.report.gather import RunRecord, Subject
 from moejax.analysis.report.html import UNKNOWN, Html, badge, details, join, paragraph, table, tag
 from moejax.analysis.report.page import Section
@@ -83,14 +84,14 @@ def sections(subject: Subject) -> tuple[list[Section], list[Chart]]:
         Section("learning", "Learning", join([
             paragraph(learning.note(run), class_="note"), gallery(curves),
         ]) if curves else Html("")),
+        Section("evaluation", "Evaluation", evaluation(run.evaluation)),
         Section("balance", "Routers over training", join([
             paragraph("Of training batches, as logged.", class_="note"), gallery(routers),
         ]) if routers else Html("")),
         Section("routing", "Routers on held-out text", inspection(run, looked)),
         Section("card", "Model card", card.model_card(run)),
-        Section("again", "Commands, versions, fingerprints", card.reproduction(
-            [run], card.run_commands(run.path, run.inspection is not None)
-        )),
+        Section("again", "Commands, versions, fingerprints",
+                card.reproduction([run], card.run_commands(run))),
     ]  # fmt: skip
     return made, [*curves, *routers, *looked]
 

@@ -59,7 +59,9 @@ def _of_runs(subject: Subject) -> list[str]:
     for run in runs:
         # Of an ablation the cells say how they ended.
         ended = [] if subject.kind == "ablation" else _ending(run)
-        for line in ended + _of_run(run):
+        # Of several runs no evaluation is shown.
+        evaluated = _of_evaluation(run) if subject.kind == "run" else []
+        for line in ended + _of_run(run) + evaluated:
             by_line.setdefault(line, []).append(run.name)
     if subject.kind == "run":
         return list(by_line)
@@ -97,6 +99,15 @@ def _of_run(run: RunRecord) -> list[str]:
     if revision.endswith("+"):
         found.append("The code was edited after its recorded revision.")
     return found + _of_routers(run)
+
+
+def _of_evaluation(run: RunRecord) -> list[str]:
+    if run.evaluation is None:
+        return []
+    found = [f"Leak: {text}." for text in run.evaluation["leaks"]]
+    if run.evaluation["fingerprint"] != run.record["fingerprint"]:
+        found.append("The evaluation is of another run: moejax evaluate makes it anew.")
+    return found
 
 
 def _of_routers(run: RunRecord) -> list[str]:
