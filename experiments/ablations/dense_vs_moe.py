@@ -16,6 +16,9 @@ grows with budget and number of experts; and seconds or dollars, where this rank
 
     moejax ablate --config=experiments/ablations/dense_vs_moe.py --workdir=runs/dense_vs_moe
 
+Found (results/ablations/dense_vs_moe): cannot tell; the MoE lower by 0.014 bits per byte (-0.047 to
++0.019), 1.07 times fewer FLOPs for the same loss (0.92 to 1.24).
+
 Hardware: 2 CPU cores, about 16 minutes with --processes=2.
 """
 

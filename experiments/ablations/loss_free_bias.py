@@ -15,6 +15,9 @@ a bias that has come to rest.
 
     moejax ablate --config=experiments/ablations/loss_free_bias.py --workdir=runs/loss_free_bias
 
+Found (results/ablations/loss_free_bias): cannot tell on loss, the bias lower by 0.004 bits per byte
+(-0.009 to +0.001); MaxVio over held-out text 0.52 against 1.65, told apart in every comparison.
+
 Hardware: 2 CPU cores, about 10 minutes with --processes=2. The learning rate is the base's for all:
 model and optimizer are the same.
 """
