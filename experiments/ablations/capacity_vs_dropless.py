@@ -16,8 +16,8 @@ what drops cost in loss. What it cannot: speed, the reason for a capacity.
     moejax ablate --config=experiments/ablations/capacity_vs_dropless.py \\
       --workdir=runs/capacity_vs_dropless
 
-Found (results/ablations/capacity_vs_dropless): agrees; dropless is better than 1.0 by 0.009 bits per
-byte (0.003 to 0.015), 2.0 by 0.007; 1.0 dropped 26 % of the assignments.
+Found (results/ablations/capacity_vs_dropless): agrees; dropless is better than 1.0 by 0.009 bits
+per byte (0.003 to 0.015), 2.0 by 0.007; 1.0 dropped 26 % of the assignments.
 
 Hardware: 2 CPU cores, about 10 minutes with --processes=2. The learning rate is the base's for all:
 the variants differ in nothing that is trained.
