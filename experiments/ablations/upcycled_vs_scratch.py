@@ -19,6 +19,9 @@ What it can show: that answer at this size. What it cannot: sunk costs, which ar
     moejax ablate --config=experiments/ablations/upcycled_vs_scratch.py \\
       --workdir=runs/upcycled_vs_scratch
 
+Found (results/ablations/upcycled_vs_scratch): agrees; scratch is better by 0.025 bits per byte
+(0.015 to 0.035).
+
 Hardware: 2 CPU cores, about 5 minutes with --processes=2. The learning rate is the base's for both:
 their models are the same, but for what the first starts from.
 """
