@@ -209,6 +209,7 @@ class Children:
         self._running[cell.id] = (cell, share, self._nursery.spawn(share, "cell", cell.id))
 
     def wait(self) -> tuple[Cell, str | None]:
+        """The next cell to end, and why it failed, if it did; raises Interrupted on a signal."""
         while True:
             if self._stop is not None:
                 raise Interrupted(self._stop)

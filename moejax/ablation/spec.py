@@ -309,23 +309,9 @@ def from_dict(values: Mapping[str, Any]) -> AblationSpec:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Fields of two ``to_dict``s that differ and may not: ``seeds ([0, 1] -> [0, 2])``."""
-    before, after = (_flat(json.loads(json.dumps(values))) for values in (old, new))
-    lines = []
-    for name in sorted(before.keys() | after.keys()):
-        free = any(name == field or name.startswith(field + ".") for field in MAY_CHANGE)
-        if not free and before.get(name) != after.get(name):
-            lines.append(f"{name} ({before.get(name)!r} -> {after.get(name)!r})")
-    return lines
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
+    # What was read from a file has lists where there were tuples.
+    before, after = (json.loads(json.dumps(values)) for values in (old, new))
+    return run_config.differences(before, after, MAY_CHANGE)
 
 
 def _plain(values: Any) -> Any:

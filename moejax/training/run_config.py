@@ -1,7 +1,7 @@
 """The config of a run: every room's own dataclass, composed and checked against one another."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moejax import config as mechanism
@@ -147,8 +147,15 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
     return mechanism.build(RunConfig, {**values, "model": model_values})
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], may_change: Sequence[str] = MAY_CHANGE
+) -> list[str]:
     """Fields that differ between two resolved configs and may not change on a resume.
+
+    Args:
+      old: the config that was recorded.
+      new: the config that is asked for.
+      may_change: fields, or blocks of them, that are left out.
 
     Returns:
       Lines such as ``optim.learning_rate (0.001 -> 0.002)``.
@@ -156,7 +163,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     before, after = _flat(old), _flat(new)
     lines = []
     for name in sorted(before.keys() | after.keys()):
-        free = any(name == field or name.startswith(field + ".") for field in MAY_CHANGE)
+        free = any(name == field or name.startswith(field + ".") for field in may_change)
         if not free and before.get(name) != after.get(name):
             lines.append(f"{name} ({before.get(name)!r} -> {after.get(name)!r})")
     return lines
@@ -165,7 +172,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for name, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             flat |= _flat(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = value

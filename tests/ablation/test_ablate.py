@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from ablations import ablate, results, write_ablation
 
-from moejax.ablation import calibrate, grid, record, run, runners, spec
+from moejax.ablation import calibrate, grid, run, runners, spec
 from moejax.ablation.record import Folder
 from moejax.config import UserError
 from moejax.cost.bill import summarize
@@ -150,25 +150,6 @@ def test_other_devices_are_refused(config, whole, tmp_path, capsys):
     assert "run on 999 x cpu each, and here on" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("name", "change", "words"),
-    [
-        ("ablation.json", {"format": 2}, "has format 2, not 1"),
-        ("ablation.json", {"spec": None}, "lacks spec"),
-        ("plan.json", {"tuning": None}, "lacks tuning"),
-    ],
-)
-def test_a_folder_of_another_version_is_one_line(tmp_path, name, change, words):
-    values = {field: {} for field in record.NEEDED[name]} | {"format": record.FORMAT}
-    (tmp_path / name).write_text(json.dumps(values))
-    assert Folder(tmp_path).read(name) == values
-    values |= change
-    kept = {field: value for field, value in values.items() if value is not None}
-    (tmp_path / name).write_text(json.dumps(kept))
-    with pytest.raises(UserError, match=words):
-        Folder(tmp_path).read(name)
-
-
 def test_a_folder_with_something_else_is_refused(config, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
@@ -280,17 +261,6 @@ def test_measured_seconds_are_taken_from_another_ablation(config, tmp_path):
     (tmp_path / "plan.json").write_text(json.dumps({"calibration": {"bias": {}}}))
     with pytest.raises(UserError, match="calibration"):
         spec.load(str(config), settings)
-
-
-def test_a_damaged_line_of_the_results_is_named(tmp_path):
-    folder = Folder(tmp_path)
-    folder.append({"id": "a", "status": "completed"})
-    folder.append({"id": "b", "status": "failed"})
-    assert [row["id"] for row in folder.results()] == ["a", "b"]
-    path = tmp_path / "results.jsonl"
-    path.write_text("nonsense\n" + path.read_text())
-    with pytest.raises(UserError, match="line 1 is damaged"):
-        folder.results()
 
 
 # Slow: whole grids, in processes of their own where a kill is what is tested.
