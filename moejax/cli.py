@@ -1,11 +1,12 @@
-"""The command line: flags and sub-commands, nothing else."""
+"""The command line: sub-commands, nothing else; see ``cli_flags`` for the longer lists of flags."""
 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from moejax import cli_flags as flags
 from moejax.config import UserError
 
 
@@ -57,19 +58,20 @@ def _parser() -> argparse.ArgumentParser:
 
     train = command("train", _train, "train a model, or go on with a run", config=True)
     train.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
-    _format(train)
+    flags.format_flag(train)
 
-    _plan_flags(command("plan", _plan, "the bill before a run", config=False))
+    flags.plan_flags(command("plan", _plan, "the bill before a run", config=False))
 
     ledger = command("ledger", _ledger, "what runs cost")
     ledger.add_argument("directories", nargs="+", metavar="DIR", help="run folders, or folders of")
-    _format(ledger)
+    flags.format_flag(ledger)
 
-    _ablate_flags(command("ablate", _ablate, "variants at equal budgets, over seeds", config=True))
+    summary = "variants at equal budgets, over seeds"
+    flags.ablate_flags(command("ablate", _ablate, summary, config=True))
 
     tokenize = command("tokenize", _tokenize, "write a corpus as tokenised shards", config=True)
     tokenize.add_argument("--out", required=True, metavar="DIR", help="folder for the shards")
-    _format(tokenize)
+    flags.format_flag(tokenize)
 
     generate = command("generate", _generate, "continue a text with a trained model")
     generate.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
@@ -77,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--tokens", type=int, default=200, help="tokens to add at most")
     generate.add_argument("--temperature", type=float, default=0.8)
     generate.add_argument("--seed", type=int, default=0)
-    _format(generate)
+    flags.format_flag(generate)
 
     inspect = command("inspect", _inspect, "what a trained model's routers do with held-out text")
     inspect.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
@@ -85,148 +87,20 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--batches", type=int, default=8, help="held-out batches to run")
     inspect.add_argument("--output", metavar="DIR", help="folder for inspect.json and the figures; "
                          "inspect in the run's folder if left out")  # fmt: skip
-    _format(inspect)
-    _evaluate_flags(command("evaluate", _evaluate, "what a trained model makes of held-out text by "
-                            "domain, and of lm-evaluation-harness's tasks"))  # fmt: skip
-    _report_flags(command("report", _report, "one HTML file on a run, several, or an ablation"))
-    _hugging_face_flags(command)
+    flags.format_flag(inspect)
+    summary = "what a trained model makes of held-out text by domain, and of other tasks"
+    flags.evaluate_flags(command("evaluate", _evaluate, summary))
+    summary = "one HTML file on a run, several, or an ablation"
+    flags.report_flags(command("report", _report, summary))
+    summary = "a run from a Hugging Face checkpoint"
+    flags.import_flags(command("import", _import, summary, config=False))
+    flags.export_flags(command("export", _export, "a run's model as a Hugging Face checkpoint"))
     summary = "a run of an MoE model from a dense run, with the same outputs at first"
-    _upcycle_flags(command("upcycle", _upcycle, summary, config=False))
-    _bench_flags(command("bench", _bench, "measure speed beside what it is to be compared with"))
-    return parser
-
-
-def _ablate_flags(ablate: argparse.ArgumentParser) -> None:
-    ablate.add_argument("--workdir", required=True, metavar="DIR", help="the ablation's folder; "
-                        "the same command goes on with what is missing")  # fmt: skip
-    ablate.add_argument("--dry-run", action="store_true", help="the plan and its bill, no more")
-    ablate.add_argument("--processes", type=int, default=0, metavar="N", help="cells at once, each "
-                        "a process on its share of the machine; one after another in this one if "
-                        "left out")  # fmt: skip
-    _format(ablate)
-
-
-def _evaluate_flags(evaluate: argparse.ArgumentParser) -> None:
-    evaluate.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
-    evaluate.add_argument("--step", type=int, help="checkpoint; the newest if left out")
-    evaluate.add_argument("--batches", type=int, help="held-out batches to run, spread over the "
-                          "text; all if left out")  # fmt: skip
-    evaluate.add_argument("--lm-eval", metavar="TASK,TASK", help="tasks of lm-evaluation-harness, "
-                          "or YAML files of your own; needs moejax[eval]")  # fmt: skip
-    evaluate.add_argument("--limit", type=int, help="with --lm-eval: samples of each task")
-    evaluate.add_argument("--output", metavar="DIR", help="folder for evaluate.json; the run's "
-                          "folder if left out")  # fmt: skip
-    _format(evaluate)
-
-
-def _report_flags(report: argparse.ArgumentParser) -> None:
-    report.add_argument("directories", nargs="+", metavar="DIR", help="a run's folder, an "
-                        "ablation's, a folder of runs, or several")  # fmt: skip
-    report.add_argument("--output", metavar="FILE.html", help="report.html in the folder if left "
-                        "out, or here where there are several")  # fmt: skip
-    report.add_argument("--figures", default="none", metavar="KIND,KIND", help="figures as files "
-                        "beside the report, too: png, svg or none")  # fmt: skip
-    report.add_argument("--inspect", action=argparse.BooleanOptionalAction, default=True,
-                        help="measure the routers of a single run that moejax inspect has not "
-                        "looked at yet")  # fmt: skip
-    _format(report)
-
-
-def _hugging_face_flags(command: Callable[..., argparse.ArgumentParser]) -> None:
-    add = command("import", _import, "a run from a Hugging Face checkpoint", config=False)
-    add.set_defaults(overrides_alone=True)
-    add.add_argument("--hf", required=True, metavar="DIR", help="config.json and safetensors")
-    add.add_argument("--workdir", required=True, metavar="DIR", help="folder for the run")
-    _format(add)
-    export = command("export", _export, "a run's model as a Hugging Face checkpoint")
-    export.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
-    export.add_argument("--hf", required=True, metavar="DIR", help="folder for the checkpoint")
-    export.add_argument("--family", metavar="NAME", help="model_type to write, llama or mixtral "
-                        "...; found if left out")  # fmt: skip
-    export.add_argument("--dtype", help="float32, bfloat16 or float16; that of the imported "
-                        "checkpoint if left out")  # fmt: skip
-    _format(export)
-
-
-def _upcycle_flags(upcycle: argparse.ArgumentParser) -> None:
-    upcycle.set_defaults(overrides_alone=True)
-    upcycle.add_argument("--workdir", required=True, metavar="DIR", help="the dense run's folder")
-    upcycle.add_argument("--out", required=True, metavar="DIR", help="folder for the new run")
-    upcycle.add_argument("--every", type=int, default=1, metavar="N", help="of the layers after "
-                         "model.first_k_dense, every n-th gets experts")  # fmt: skip
-    upcycle.add_argument("--router-std", type=float, default=0.0, help="deviation of the routers' "
-                         "weights; by the kind of gates if left out")  # fmt: skip
-    upcycle.add_argument("--noise", type=float, default=0.0, help="on the experts' matrices, over "
-                         "their deviation; 0 keeps the dense model's outputs")  # fmt: skip
-    _format(upcycle)
-
-
-def _plan_flags(plan: argparse.ArgumentParser) -> None:
-    plan.add_argument("--model", metavar="NAME", help="a published model")
-    plan.add_argument("--hf-config", metavar="FILE", help="a Hugging Face config.json")
-    plan.add_argument("--tokens", type=float, help="tokens to train on")
-    plan.add_argument("--seq-len", type=int, help="positions of a sequence")
-    plan.add_argument("--hardware", metavar="CHIP", help="h100_sxm, h800_sxm, cpu ...")
-    plan.add_argument("--devices", type=int, help="how many; cores on a CPU")
-    plan.add_argument("--price-kind", metavar="KIND", help="spot, reserved, owned ... of the book")
-    plan.add_argument(
-        "--price-book", metavar="FILE.yaml", help="prices of your own, which go first"
+    flags.upcycle_flags(command("upcycle", _upcycle, summary, config=False))
+    flags.bench_flags(
+        command("bench", _bench, "measure speed beside what it is to be compared with")
     )
-    plan.add_argument("--price", type=float, help="dollars per device-hour")
-    plan.add_argument("--region", help="whose grid the carbon is counted by: world, usa, china ...")
-    plan.add_argument("--mfu", type=float, help="utilisation to assume, 0 to 1")
-    plan.add_argument("--measured", metavar="DIR", action="append",
-                      help="take the utilisation from a run of yours; may be repeated")  # fmt: skip
-    plan.add_argument("--exchange", metavar="NAME", help="how tokens reach experts on other "
-                      "devices: moejax or deepseek_v3")  # fmt: skip
-    plan.add_argument("--overlap", type=float, help="seconds of exchange that a second of "
-                      "computation hides, 0 to 1")  # fmt: skip
-    plan.add_argument("--expert-devices", type=int, help="devices that hold the experts")
-    plan.add_argument("--compare", metavar="CHIP,CHIP", help="a table of the same training on "
-                      "several chips")  # fmt: skip
-    plan.add_argument("--serve", type=float, metavar="TOKENS_PER_S", help="the bill of a "
-                      "deployment instead, from the output tokens/s of a device")  # fmt: skip
-    plan.add_argument("--list-price", metavar="PRICE", help="with --serve: a model, or dollars for "
-                      "a million tokens, to break even against")  # fmt: skip
-    plan.add_argument("--input-per-output", type=float, help="with --list-price: input tokens for "
-                      "each output token")  # fmt: skip
-    plan.add_argument("--cache-hit-share", type=float, help="with --list-price: share of the input "
-                      "that is cached")  # fmt: skip
-    plan.add_argument("--published", metavar="NAME", nargs="?", const="all",
-                      help="bills that others published, rebuilt: all of them, one, or a FILE.py "
-                      "with get_bill()")  # fmt: skip
-    plan.add_argument("--budget", metavar="AMOUNT", help="turn the plan round: which model for "
-                      "'$100k', 100kUSD or 1e22FLOP, by published scaling laws")  # fmt: skip
-    plan.add_argument("--law", metavar="NAME", help="with --budget: the law whose model is planned")
-    plan.add_argument("--output", metavar="FILE.py", help="with --budget: the model as a config")
-    _format(plan)
-
-
-def _bench_flags(bench: argparse.ArgumentParser) -> None:
-    bench.add_argument("--suite", default="moe", help="moe, model, routers, agreement, attention, "
-                       "ceilings")  # fmt: skip
-    bench.add_argument("--shapes", metavar="NAME,NAME", help="or spelled out: T64-D16-F8-E4-K2")
-    bench.add_argument("--loads", metavar="LOAD,LOAD", help="balanced, skewed, worst; of a model "
-                       "also untrained and recorded")  # fmt: skip
-    bench.add_argument("--trace", metavar="FILE", help="loads to replay, a run's metrics.jsonl")
-    bench.add_argument("--dispatch", metavar="NAME,NAME", help="all that can run here if left out")
-    bench.add_argument("--routers", metavar="NAME,NAME", help="of --suite=routers; all if left out")
-    bench.add_argument("--passes", metavar="PASS,PASS", help="forward, forward_backward, and of "
-                       "a model train_step; all if left out")  # fmt: skip
-    bench.add_argument("--dtype", help="float32 or bfloat16; by platform if left out")
-    bench.add_argument("--seconds", type=float, help="time for each candidate; 1 if left out")
-    bench.add_argument("--repeats", type=int, help="so many rounds instead")
-    bench.add_argument("--seed", type=int, default=0)
-    bench.add_argument("--profile", action="store_true", help="the parts of a layer, and a trace")
-    bench.add_argument("--against", metavar="PEER", help="transformers: needs moejax[parity]")
-    bench.add_argument("--tune", action="store_true", help="tune the GPU kernels, nothing else")
-    bench.add_argument("--output", metavar="DIR", help="folder for results.json and README.md")
-    _format(bench)
-
-
-def _format(parser: argparse.ArgumentParser) -> None:
-    text = "json prints one object on standard output"
-    parser.add_argument("--format", choices=("text", "json"), default="text", help=text)
+    return parser
 
 
 def _print(options: argparse.Namespace, result: dict[str, Any], text: str) -> None:
