@@ -4,40 +4,27 @@ import json
 import math
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
 
 from moejax.cost.ledger import Ledger
-from moejax.cost.plan_text import format_plan
 from moejax.data import baselines, batch_fingerprint, train_iterator, validation_batches
 from moejax.models.sampling import generate
-from moejax.moe.diagnostics import router_health
 from moejax.parallel import sharding
-from moejax.training import charge_exchange, prepare, run_dir
+from moejax.training import prepare, run_dir
+from moejax.training.beginning import Beginning, announcement, from_checkpoint, from_seed
 from moejax.training.checkpoints import Checkpointer, CheckpointError
+from moejax.training.failures import Interrupted, NonFiniteLoss, RunFailed
 from moejax.training.metrics import MetricWriter
 from moejax.training.programs import Programs, compile_programs, hyper
 from moejax.training.progress import Progress
 from moejax.training.signals import StopRequest
-from moejax.training.state import TrainState
 from moejax.training.step import Batch, StepMetrics
+from moejax.training.step_log import StepLog
 from moejax.training.validation import validate
 
 FIELDS = ("tokens", "targets", "segment_ids", "positions")
-
-
-class RunFailed(Exception):
-    """A run that cannot go on; its ledger is closed as failed."""
-
-
-class Interrupted(RunFailed):
-    """A run that was asked to stop; it can go on from its last checkpoint."""
-
-
-class NonFiniteLoss(RunFailed):
-    """A loss or a gradient that is not a finite number."""
 
 
 class Run:
@@ -60,12 +47,10 @@ class Run:
         self.val_step: int | None = None
         self.loss = self.val_loss = math.nan
         self.samples: list[str] = []
-        self._baselines = baselines(setup.dataset)
-        self.rate = 0.0  # tokens per second of training, over the last logged interval
-        self.mfu = 0.0
+        self.baselines = baselines(setup.dataset)
+        self.log = StepLog(setup, ledger)
         self._step_flops = 0.0  # of the last step that was read
-        self._mark = (0.0, 0, 0.0)
-        self._failed_saves: list[str] = []
+        self.failed_saves: list[str] = []
         self.checkpoints = Checkpointer(
             directory.path / run_dir.CHECKPOINTS, self.config.checkpoint, self._save_failed
         )
@@ -73,22 +58,11 @@ class Run:
 
     def start(self) -> None:
         """Says what is to come, compiles, and restores or initialises the state."""
-        self._announce()
+        for text in announcement(self.setup, self.directory):
+            self._say(text)
         with self.ledger.phase("compile"):
             self.programs, self._hyper = self._make_programs(self.setup), hyper(self.setup)
         self._begin()
-
-    def _announce(self) -> None:
-        lines = [format_plan(prepare.plan_run(self.setup)), prepare.epochs_line(self.setup)]
-        setup = self.setup
-        lines += prepare.precision_lines(setup.config.model)
-        lines += prepare.back_end_lines(setup.config.model.moe, setup.choice, setup.products)
-        provenance = self.setup.dataset.provenance
-        if "warning" in provenance:
-            lines.append(f"warning: {provenance['warning']}")
-        lines += self.directory.changes
-        for text in lines:
-            self._say(text)
 
     def _say(self, text: str) -> None:
         """A line for the user, above the bar where there is one."""
@@ -99,27 +73,28 @@ class Run:
 
     def _begin(self) -> None:
         """The first state, from the last checkpoint if there is one, and the batches after it."""
-        train, data, position = self.config.train, self.config.data, 0
         if self.directory.resumed and self.checkpoints.steps():
             restored = self.checkpoints.restore(self.programs.abstract)
-            self.state, self.step = restored.state, restored.step
-            self.val_loss = restored.extra["val_loss"] or math.nan
-            self.loss, self.tokens = restored.extra["loss"], restored.extra["tokens"]
-            position = restored.extra["data_position"]
-            self.val_step = restored.extra["val_step"]
             for text in restored.messages:
                 self._say(text)
-            self._say(f"resuming at step {self.step} of {train.steps}")
+            self._say(f"resuming at step {restored.step} of {self.config.train.steps}")
+            self._go_from(from_checkpoint(restored))
         else:
             if self.directory.resumed:
                 self._say("resuming: the run has no checkpoint yet, so from step 0")
-            self.state: TrainState = self.programs.init(jax.random.key(self.config.seed))
+            self._go_from(from_seed(self.programs, self.config.seed))
+        self.progress = Progress(self.config.train.steps, self.step)
+
+    def _go_from(self, found: Beginning) -> None:
+        """Takes a state to train on from, and opens the batches and the metrics after it."""
+        train, data = self.config.train, self.config.data
+        self.state, self.step, self.tokens = found.state, found.step, found.tokens
+        self.loss, self.val_loss, self.val_step = found.loss, found.val_loss, found.val_step
         self.ledger.begin_from(self.step, self.tokens)
-        self.progress = Progress(train.steps, self.step)
         self.writer = MetricWriter(self.directory.path, resume_step=self.step)
         self.batches = train_iterator(
             self.setup.dataset.train, batch_size=train.batch_size, seed=self.config.seed,
-            start=position, process_index=jax.process_index(),
+            start=found.position, process_index=jax.process_index(),
             process_count=jax.process_count(), prefetch=data.prefetch,
         )  # fmt: skip
 
@@ -131,7 +106,7 @@ class Run:
         steps = self.config.train.steps
         pending: tuple[int, StepMetrics, dict] | None = None
         status = "completed"
-        self._mark = (self.ledger.seconds["train"], 0, self.ledger.total_flops)
+        self.log.begin()
         while self.step < steps:
             reason = self._stop_reason(in_flight=pending is not None)
             if reason is not None:
@@ -185,13 +160,12 @@ class Run:
         if done is None:
             return
         step, metrics, batch = done
-        train, billing = self.config.train, self.setup.billing
-        log = step % train.log_every == 0 or step == train.steps or step == 1
+        log = self.log.due(step)
         small = metrics.replace(router_stats={}, router_state={})
         fetched = jax.device_get(metrics if log else small)
         tokens = int(fetched.targets)
         self.tokens += tokens
-        flops = billing.model_flops(tokens, float(fetched.assignments))
+        flops = self.setup.billing.model_flops(tokens, float(fetched.assignments))
         self._step_flops = flops
         self.ledger.add(tokens=tokens, model_flops=flops, steps=1)
         self.loss = float(fetched.loss)
@@ -199,48 +173,7 @@ class Run:
             self._diverged(step, fetched, batch)
         self.progress.tick(step)
         if log:
-            self._log(step, fetched)
-
-    def _log(self, step: int, metrics: StepMetrics) -> None:
-        ledger, billing = self.ledger, self.setup.billing
-        health = router_health(metrics.router_stats, metrics.router_state)
-        charge_exchange.charge(self.setup, ledger, health, ledger.tokens - self._mark[1])
-        seconds, tokens, flops = ledger.seconds["train"], ledger.tokens, ledger.total_flops
-        if tokens > self._mark[1] and seconds > self._mark[0]:
-            passed = seconds - self._mark[0]
-            self.rate = (tokens - self._mark[1]) / passed
-            self.mfu = (flops - self._mark[2]) / passed / billing.peak_flops
-        self._mark = (seconds, tokens, flops)
-        values = {
-            "loss": self.loss,
-            "aux_loss": float(metrics.aux_loss),
-            "gradient_norm": float(metrics.gradient_norm),
-            "learning_rate": float(metrics.learning_rate),
-            "tokens": self.tokens,
-            "tokens_per_second": self.rate,
-            "mfu": self.mfu,
-            "peak_flops": billing.peak_flops,
-            "model_flops": ledger.total_flops,
-            "seconds": ledger.total_hours * 3600,
-            "dollars": ledger.total_dollars,
-        }
-        if metrics.mtp is not None:
-            values["mtp/weight"] = float(metrics.mtp.weight)
-            for k, (loss, accepted) in enumerate(
-                zip(metrics.mtp.loss, metrics.mtp.acceptance, strict=True)
-            ):
-                values |= {f"mtp/loss_{k}": float(loss), f"mtp/acceptance_{k}": float(accepted)}
-        values |= {f"router/{name}": value for name, value in health.items()}
-        self.writer.write(step, values)
-        train = self.config.train
-        planned = prepare.planned_tokens(self.setup) / train.steps
-        left = (train.steps - step) * planned / max(self.rate, 1e-9)
-        dollars_left = left / 3600 * billing.devices * billing.price.dollars_per_hour
-        self.progress.update(
-            step, loss=self.loss, tokens_per_second=self.rate, mfu=self.mfu,
-            peak_flops=billing.peak_flops, dollars=ledger.total_dollars,
-            dollars_to_come=dollars_left, seconds_left=left,
-        )  # fmt: skip
+            self.log.log(step, fetched, self.tokens, self.writer, self.progress)
 
     def _diverged(self, step: int, metrics: StepMetrics, batch: dict[str, np.ndarray]) -> None:
         """Leaves what is needed to look into a loss that is not finite, and stops the run."""
@@ -290,8 +223,8 @@ class Run:
         self.writer.write(self.step, {**values, "dollars": self.ledger.total_dollars})
         self._say(
             f"validation after step {self.step}: {self.val_loss:.4f} nats/token, "
-            f"{self.bits_per_byte:.4f} bits/byte (gzip -9 {self._baselines['gzip']:.4f}, "
-            f"unigram {self._baselines['unigram']:.4f})"
+            f"{self.bits_per_byte:.4f} bits/byte (gzip -9 {self.baselines['gzip']:.4f}, "
+            f"unigram {self.baselines['unigram']:.4f})"
         )
 
     @property
@@ -303,19 +236,19 @@ class Run:
     def _save(self) -> None:
         # Only a loss of this very state may make it the best one.
         val_loss = self.val_loss if self.val_step == self.step else None
-        extra = {
-            "data_position": self.batches.position,
-            "loss": self.loss,
-            "val_loss": self.val_loss if math.isfinite(self.val_loss) else None,
-            "val_step": self.val_step,
-            "tokens": self.tokens,
-        }
         with self.ledger.phase("checkpoint"):
-            self.checkpoints.save(self.step, self.state, extra, val_loss=val_loss)
+            self.checkpoints.save(self.step, self.state, self._here().extra(), val_loss=val_loss)
+
+    def _here(self) -> Beginning:
+        """Where the run is, for another process to go on from."""
+        return Beginning(
+            self.state, self.step, self.tokens, self.batches.position, self.loss, self.val_loss,
+            self.val_step,
+        )  # fmt: skip
 
     def _save_failed(self, error: CheckpointError) -> None:
         """Training goes on without a checkpoint that could not be written, and says so."""
-        self._failed_saves.append(str(error))
+        self.failed_saves.append(str(error))
         self._say(f"warning: {error}")
 
     def finish(self, status: str) -> None:
@@ -326,7 +259,7 @@ class Run:
         with self.ledger.phase("checkpoint"):
             self.checkpoints.finalize()
         if self.step not in self.checkpoints.steps():
-            raise RunFailed(f"the last checkpoint was not saved: {self._failed_saves[-1]}")
+            raise RunFailed(f"the last checkpoint was not saved: {self.failed_saves[-1]}")
         train = self.config.train
         if status == "completed" and train.sample_tokens:
             variables = {"params": self.state.params, "router_state": self.state.router_state}
@@ -343,38 +276,5 @@ class Run:
             if getattr(self, part, None) is not None:
                 getattr(self, part).close()
 
-    def summary(self, status: str) -> dict[str, Any]:
-        """What ``summary.json`` holds."""
-        ledger, billing, choice = self.ledger, self.setup.billing, self.setup.choice
-        dataset = self.setup.dataset
-        finite = lambda value: value if math.isfinite(value) else None
-        train_seconds = ledger.seconds["train"]
-        return {
-            "status": status,
-            "step": self.step,
-            "tokens": self.tokens,
-            "loss": finite(self.loss),
-            "val_loss": finite(self.val_loss),
-            "val_bits_per_byte": finite(self.bits_per_byte),
-            "val_step": self.val_step,
-            "baselines": self._baselines,
-            "bytes_per_token": dataset.validation_bytes / dataset.validation_tokens,
-            "tokens_per_second": ledger.tokens / train_seconds if train_seconds else 0.0,
-            "compile_seconds": ledger.seconds["compile"],
-            "seconds": ledger.seconds,
-            "mfu": ledger.mfu,
-            "peak_flops": billing.peak_flops,
-            "peak_source": billing.peak_source,
-            "dispatch": choice and choice.dispatch,
-            "dispatch_reason": choice and choice.dispatch_reason,
-            "dispatch_products": self.setup.products,
-            "exchange": choice and choice.exchange,
-            "exchange_reason": choice and choice.exchange_reason,
-            "leaks": prepare.leaks(self.config.model.moe, choice),
-            "dollars": ledger.total_dollars,
-            "model_flops": ledger.total_flops,
-            "failed_saves": self._failed_saves,
-            "samples": self.samples,
-            "fingerprint": self.directory.record["fingerprint"],
-            "data_fingerprint": dataset.fingerprint,
-        }
+
+__all__ = ["Interrupted", "NonFiniteLoss", "Run", "RunFailed"]

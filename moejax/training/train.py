@@ -15,6 +15,7 @@ from moejax.training.loop import Interrupted, Run, RunFailed
 from moejax.training.programs import ProgramCache, Programs, compile_programs
 from moejax.training.run_config import RunConfig
 from moejax.training.signals import StopRequest
+from moejax.training.summary import summarize
 
 
 def train(
@@ -108,5 +109,5 @@ def _run(
     finally:
         ledger.close(status)
         if run is not None:
-            directory.write_summary(run.summary(status))
-    return run.summary(status)
+            directory.write_summary(summarize(run, status))
+    return summarize(run, status)
