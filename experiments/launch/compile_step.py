@@ -58,7 +58,8 @@ def compile_step(path: str, overrides: list[str]) -> dict:
     config = run_config.load(path, overrides)
     model, train = config.model, config.train
     mesh = make_mesh(config.mesh)
-    check_fits(tuple(mesh.shape.values()), model, train.batch_size // train.micro_batches)
+    shape, part = tuple(mesh.shape.values()), train.batch_size // train.micro_batches
+    check_fits(shape, model, part, train.seq_len)
     optimizer = make_optimizer(config.optim, train.steps)
     with jax.set_mesh(mesh):
         _, state = make_init(model, optimizer, mesh)

@@ -31,18 +31,20 @@ class Layout:
       data: copies of the model.
       fsdp: parts of every parameter.
       expert: parts of the experts.
+      context: parts of every row's length.
       tensor: parts of heads, widths and the vocabulary.
     """
 
     data: int = 1
     fsdp: int = 1
     expert: int = 1
+    context: int = 1
     tensor: int = 1
 
     @property
     def devices(self) -> int:
         """Devices in all."""
-        return self.rows * self.tensor
+        return self.rows * self.context * self.tensor
 
     @property
     def rows(self) -> int:

@@ -247,7 +247,7 @@ def _check_mesh(config: run_config.RunConfig, devices: int) -> None:
     """Raises ConfigError where the config's mesh needs other devices, or does not divide it."""
     train = config.train
     shape = config.mesh.shape(devices)
-    check_fits(shape, config.model, train.batch_size // train.micro_batches)
+    check_fits(shape, config.model, train.batch_size // train.micro_batches, train.seq_len)
 
 
 def _comparison(options: Namespace, subject: _Subject) -> dict[str, Any]:

@@ -36,8 +36,8 @@ def test_a_suggestion_fits_divides_and_uses_every_device(name, devices, hardware
     layout = found.layout
     assert found.fits and found.devices_needed is None
     assert layout.devices == devices
-    shape = (layout.data, layout.fsdp, layout.expert, layout.tensor)
-    check_fits(shape, found.model, layout.rows)
+    shape = dataclasses.astuple(layout)
+    check_fits(shape, found.model, layout.rows, 4096)
     assert layout.rows * 4096 <= MOST_TOKENS
     parts = memory_parts(found.model, hardware=hardware, seq_len=4096, placement=Placement(layout))
     assert sum(parts.values()) == found.memory <= usable_bytes(hardware)
@@ -56,7 +56,7 @@ def test_any_suggestion_divides_and_uses_every_device(name, hardware, devices, s
     found = suggested(PRESETS[name], devices, hardware, seq_len)
     layout = found.layout
     assert layout.devices == devices
-    check_fits((layout.data, layout.fsdp, layout.expert, layout.tensor), found.model, layout.rows)
+    check_fits(dataclasses.astuple(layout), found.model, layout.rows, seq_len)
     assert found.fits == (found.memory <= usable_bytes(hardware))
     assert found.devices_needed is None or (not found.fits and found.devices_needed > devices)
 
