@@ -150,3 +150,22 @@ def test_moments_in_bfloat16_are_offered_by_themselves_only():
 def test_devices_must_be_some():
     with pytest.raises(ConfigError, match="--devices = 0: must be above zero"):
         suggested(OLMOE, 0)
+
+
+def test_rows_are_cut_only_where_a_single_one_does_not_fit():
+    # 128k positions in the largest model of the table: remat and tensor within a node come first.
+    long = suggest(PRESETS["llama3_1_405b"], hardware="h100_sxm", devices=1024, seq_len=2**20)
+    assert long.fits and long.layout.context > 1 and long.layout.tensor > 1
+    assert long.changes["model.remat"] == "full"
+    check_fits(dataclasses.astuple(long.layout), long.model, long.layout.rows, 2**20)
+    # One part fewer by half, all else the best it can be, and it would not.
+    fewer = dataclasses.replace(long.layout, context=long.layout.context // 2)
+    wider = dataclasses.replace(fewer, fsdp=long.layout.fsdp * 2)
+    limit = usable_bytes("h100_sxm")
+    for layout in (fewer, wider):
+        parts = memory_parts(
+            long.model, hardware="h100_sxm", seq_len=2**20, placement=Placement(layout)
+        )
+        assert sum(parts.values()) > limit
+    for name, devices, hardware in CASES:
+        assert suggested(PRESETS[name], devices, hardware).layout.context == 1
