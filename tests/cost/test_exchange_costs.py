@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from moejax.config import ConfigError
-from moejax.cost.exchange import TRANSPORTS, exchange, transport
+from moejax.cost import hardware as chips
+from moejax.cost.exchange import TRANSPORTS, exchange, key_gather, transport
 from moejax.models import AttentionConfig, ModelConfig
 from moejax.models.presets import PRESETS
 from moejax.moe import MoEConfig
