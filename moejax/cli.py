@@ -131,8 +131,13 @@ def _plan(options: argparse.Namespace) -> int:
     from moejax.cost.published.table import format_published
     from moejax.cost.serving_plan import format_serving
     from moejax.training import plan_command
+    from moejax.training.lowering import LoweringFailed
 
-    plan = plan_command.plan(options)
+    try:
+        plan = plan_command.plan(options)
+    except LoweringFailed as error:
+        print(f"moejax plan: {error}", file=sys.stderr)
+        return 1
     forms = (
         (options.serve, format_serving),
         (options.published, format_published),

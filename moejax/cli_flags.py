@@ -114,6 +114,8 @@ def plan_flags(plan: argparse.ArgumentParser) -> None:
                       "'$100k', 100kUSD or 1e22FLOP, by published scaling laws")  # fmt: skip
     plan.add_argument("--law", metavar="NAME", help="with --budget: the law whose model is planned")
     plan.add_argument("--output", metavar="FILE.py", help="with --budget: the model as a config")
+    plan.add_argument("--lower", action="store_true", default=None, help="also compile the "
+                      "step for that many host devices: bytes, collectives, warnings")  # fmt: skip
     format_flag(plan)
 
 

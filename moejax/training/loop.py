@@ -62,6 +62,8 @@ class Run:
             self._say(text)
         with self.ledger.phase("compile"):
             self.programs, self._hyper = self._make_programs(self.setup), hyper(self.setup)
+        for text in self.programs.notes:
+            self._say(text)
         self._begin()
 
     def _say(self, text: str) -> None:

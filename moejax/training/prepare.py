@@ -90,8 +90,8 @@ def prepare(config: RunConfig) -> Setup:
     use_compilation_cache(config.data.cache_path / "xla")
     train = config.train
     mesh = make_mesh(config.mesh)
-    check_fits(tuple(mesh.shape.values()), config.model, train.batch_size // train.micro_batches)
     part = train.batch_size // train.micro_batches
+    check_fits(tuple(mesh.shape.values()), config.model, part, train.seq_len)
     choice = choose_back_ends(config.model, mesh)
     with jax.set_mesh(mesh):
         products = grouped_products(config.model, choice, part, train.seq_len)
@@ -207,9 +207,9 @@ def plan_run(setup: Setup) -> dict:
 
 def layout_of(mesh: MeshConfig, devices: int | None = None) -> Layout:
     """A mesh's sizes as ``moejax.cost`` has them; ``data`` is filled in from the devices."""
-    rest = mesh.fsdp * mesh.expert * mesh.tensor
+    rest = mesh.fsdp * mesh.expert * mesh.context * mesh.tensor
     copies = mesh.data or max(1, (devices or 1) // rest)
-    return Layout(copies, mesh.fsdp, mesh.expert, mesh.tensor)
+    return Layout(copies, mesh.fsdp, mesh.expert, mesh.context, mesh.tensor)
 
 
 def placement_of(config: RunConfig, layout: Layout) -> Placement:
