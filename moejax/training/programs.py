@@ -55,16 +55,17 @@ def lower(setup: Setup) -> Lowered:
         return Batch(leaf, leaf, leaf, leaf)
 
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    whole = NamedSharding(mesh, PartitionSpec())  # of metrics: every process reads them
     step = jax.jit(
         make_shared_step(config.model, config.optim),
         donate_argnums=0,
-        out_shardings=(state_shardings, None),
+        out_shardings=(state_shardings, whole),
     )
     return Lowered(
         init.lower(jax.random.key(config.seed)),
         step.lower(abstract, batch(train.micro_batches), hyper(setup)),
         # A validation batch is as large as a micro-batch: what trains in memory also validates.
-        jax.jit(make_eval_step(config.model)).lower(abstract, batch(1)),
+        jax.jit(make_eval_step(config.model), out_shardings=whole).lower(abstract, batch(1)),
         abstract,
     )
 
