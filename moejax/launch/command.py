@@ -26,7 +26,9 @@ def launch(options: argparse.Namespace) -> int:
     """
     workdir = _workdir(options.rest)
     if options.timeout_after_stall <= 0:
-        raise UserError(f"--timeout-after-stall = {options.timeout_after_stall}: must be above zero")
+        raise UserError(
+            f"--timeout-after-stall = {options.timeout_after_stall}: must be above zero"
+        )
     parts = shares(options.processes, options.devices_per_process)
     port = free_port()
     commands = [

@@ -167,7 +167,9 @@ class Supervisor:
         """Lets the others follow, and finds the cause."""
         first = [child for child in self.children if child.status() not in (None, 0)]
         # What stands still is the cause, whoever was aborted for it.
-        suspects = [child for child in self.children if self._still(child, heartbeat.PULSE_SECONDS * 4)]
+        suspects = [
+            child for child in self.children if self._still(child, heartbeat.PULSE_SECONDS * 4)
+        ]
         by_itself = all(child.status() in (1, USER_ERROR) for child in first) and not suspects
         deadline = time.monotonic() + (FAREWELL_SECONDS if by_itself else SETTLE_SECONDS)
         while time.monotonic() < deadline and None in [c.status() for c in self.children]:
@@ -179,7 +181,9 @@ class Supervisor:
         if ended_alike:  # they have said themselves what it was
             return Outcome(first[0].process.returncode)
         if suspects:
-            return Outcome(1, suspects[0].number, suspects[0].process.pid, "stopped or without a pulse")
+            return Outcome(
+                1, suspects[0].number, suspects[0].process.pid, "stopped or without a pulse"
+            )
         unlike = [c for c in failed if c.process.returncode not in CONSEQUENCES and c.ended]
         culprit = min(unlike or first, key=lambda child: child.ended or 0.0)
         status = USER_ERROR if culprit.process.returncode == USER_ERROR else 1

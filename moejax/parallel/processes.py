@@ -119,7 +119,10 @@ def _slurm(environment: Mapping[str, str]) -> Place:
     ``salloc --ntasks=8`` is a step of one task, and so is a batch script without ``srun``, which
     has no step's variables at all.
     """
-    count, index = _number(environment, "SLURM_STEP_NUM_TASKS"), _number(environment, "SLURM_PROCID")
+    count, index = (
+        _number(environment, "SLURM_STEP_NUM_TASKS"),
+        _number(environment, "SLURM_PROCID"),
+    )
     if count <= 1:
         return Place()
     told: dict[str, Any] = {

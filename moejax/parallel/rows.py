@@ -34,14 +34,16 @@ class LocalRows:
 
     def place(self, local: Shaped[np.ndarray, "n S"]) -> Shaped[Array, "parts rows S"]:
         """This process's rows as its part of the global array, each device its own."""
-        parts, _, seq_len = self._shape
-        own = local.reshape(parts, -1, seq_len)
         if jax.process_count() == 1:
-            return jax.device_put(own, self._sharding)
+            return jax.device_put(local.reshape(self._shape), self._sharding)
+        part = lambda cuts: self.part(local, cuts)
+        return jax.make_array_from_callback(self._shape, self._sharding, part)
 
-        def of_device(cuts: tuple[slice, ...]) -> Shaped[np.ndarray, "parts b s"]:
-            first, last, _ = cuts[1].indices(self._shape[1])
-            start = int(np.searchsorted(self._of_part, first))
-            return own[cuts[0], start : start + last - first, cuts[2]]
-
-        return jax.make_array_from_callback(self._shape, self._sharding, of_device)
+    def part(
+        self, local: Shaped[np.ndarray, "n S"], cuts: tuple[slice, ...]
+    ) -> Shaped[np.ndarray, "a b c"]:
+        """What one of the devices holds: ``cuts`` of the global array, out of this process's."""
+        own = local.reshape(self._shape[0], -1, self._shape[2])
+        first, last, _ = cuts[1].indices(self._shape[1])
+        start = int(np.searchsorted(self._of_part, first))
+        return own[cuts[0], start : start + last - first, cuts[2]]

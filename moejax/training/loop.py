@@ -98,7 +98,9 @@ class Run:
         self.loss, self.val_loss, self.val_step = found.loss, found.val_loss, found.val_step
         self.ledger.begin_from(self.step, self.tokens)
         first = self._first
-        self.writer = MetricWriter(self.directory.path, resume_step=self.step) if first else Silent()
+        self.writer = (
+            MetricWriter(self.directory.path, resume_step=self.step) if first else Silent()
+        )
         self.batches = train_iterator(
             self.setup.dataset.train, batch_size=train.batch_size, seed=self.config.seed,
             start=found.position, take=self._train_rows.numbers, prefetch=data.prefetch,

@@ -66,7 +66,9 @@ def _billing(setup: prepare.Setup) -> prepare.Billing:
 
 def total_cores() -> int:
     """Cores that the processes of a job may use, each counted once however many share it."""
-    affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
+    affinity = (
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
+    )
     own = [socket.gethostname(), sorted(affinity), hardware.cpu_cores()]
     cores: dict[str, set[int]] = {}
     quota: dict[str, int] = {}
