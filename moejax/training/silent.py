@@ -1,7 +1,6 @@
 """What the processes besides process 0 have in place of a progress bar and a metric writer."""
 
 from collections.abc import Callable
-from typing import Any
 
 
 class Silent:

@@ -112,7 +112,6 @@ def _run(
         raise RunFailed(first[0]) from error
     finally:
         ledger.close(status)
-        if run is not None:
-            if together.index() == 0:
-                directory.write_summary(summarize(run, status))
+        if run is not None and together.index() == 0:
+            directory.write_summary(summarize(run, status))
     return summarize(run, status)

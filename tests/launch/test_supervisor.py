@@ -10,11 +10,11 @@ import time
 import psutil
 import pytest
 
+from moejax.config import UserError
 from moejax.launch import supervisor
 from moejax.launch.child import PARENT
 from moejax.launch.shares import HOST_DEVICES, Share, shares
 from moejax.launch.supervisor import Supervisor, describe
-from moejax.config import UserError
 
 # A child gives its signs of life in the form of moejax.parallel.heartbeat, without its imports.
 PRELUDE = """
@@ -131,7 +131,8 @@ import os, pathlib, sys
 from moejax.launch.shares import Share
 from moejax.launch.supervisor import Supervisor
 command = [sys.executable, "-c", {child!r}]
-with Supervisor([command] * 2, [Share({{}})] * 2, pathlib.Path({str(tmp_path)!r}), stall_seconds=5.0) as job:
+folder = pathlib.Path({str(tmp_path)!r})
+with Supervisor([command] * 2, [Share({{}})] * 2, folder, stall_seconds=5.0) as job:
     print(*(child.process.pid for child in job.children), flush=True)
     job.wait()
 """
