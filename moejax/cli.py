@@ -14,9 +14,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a sub-command; returns 0, 2 for a user's mistake or 1 for a run that failed."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     # --config.a.b=VALUE settings are taken out before argparse, which cannot know their names.
-    overrides = [a.removeprefix("--config.") for a in arguments if a.startswith("--config.")]
-    parser = _parser()
-    options = parser.parse_args([a for a in arguments if not a.startswith("--config.")])
+    # What stands after ``--`` is the command line of what ``launch`` starts.
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    overrides = [a.removeprefix("--config.") for a in own if a.startswith("--config.")]
+    parser = parser_of_commands()
+    options = parser.parse_args([a for a in own if not a.startswith("--config.")])
+    options.rest = arguments[len(own) + 1 :]
+    if options.rest and options.command != "launch":
+        parser.error("-- is for moejax launch")
     options.overrides = overrides
     options.arguments = arguments
     alone = getattr(options, "overrides_alone", False)
@@ -42,7 +47,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; {self.prog} --help lists what there is\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser_of_commands() -> argparse.ArgumentParser:
+    """What reads a command line."""
     parser = _Parser(
         prog="moejax", description="Cost-efficient Mixture-of-Experts training, with its bill."
     )
@@ -57,8 +63,10 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     train = command("train", _train, "train a model, or go on with a run", config=True)
-    train.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
-    flags.format_flag(train)
+    flags.train_flags(train)
+
+    summary = "train with several processes of this machine, and watch over them"
+    flags.launch_flags(command("launch", _launch, summary))
 
     flags.plan_flags(command("plan", _plan, "the bill before a run", config=False))
 
@@ -108,20 +116,15 @@ def _print(options: argparse.Namespace, result: dict[str, Any], text: str) -> No
 
 
 def _train(options: argparse.Namespace) -> int:
-    from moejax.analysis.curves import loss_over_dollars
-    from moejax.training import report, run_config
-    from moejax.training.loop import RunFailed
-    from moejax.training.train import train
+    from moejax.training import train_command
 
-    try:
-        config = run_config.load(options.config, options.overrides)
-        summary = train(config, options.workdir, bill_process=True)
-        loss_over_dollars(options.workdir)
-    except RunFailed as error:
-        print(f"moejax train: the run failed: {error}", file=sys.stderr)
-        return 1
-    _print(options, summary, report.format_summary(summary, options.workdir))
-    return 1 if summary["status"] == "interrupted" else 0
+    return train_command.run(options, lambda result, text: _print(options, result, text))
+
+
+def _launch(options: argparse.Namespace) -> int:
+    from moejax.launch import command
+
+    return command.launch(options)
 
 
 def _plan(options: argparse.Namespace) -> int:

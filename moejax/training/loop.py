@@ -11,7 +11,8 @@ import numpy as np
 from moejax.cost.ledger import Ledger
 from moejax.data import baselines, batch_fingerprint, train_iterator, validation_batches
 from moejax.models.sampling import generate
-from moejax.parallel import sharding
+from moejax.parallel import sharding, together
+from moejax.parallel.rows import LocalRows
 from moejax.training import prepare, run_dir
 from moejax.training.beginning import Beginning, announcement, from_checkpoint, from_seed
 from moejax.training.checkpoints import Checkpointer, CheckpointError
@@ -20,6 +21,7 @@ from moejax.training.metrics import MetricWriter
 from moejax.training.programs import Programs, compile_programs, hyper
 from moejax.training.progress import Progress
 from moejax.training.signals import StopRequest
+from moejax.training.silent import Silent
 from moejax.training.step import Batch, StepMetrics
 from moejax.training.step_log import StepLog
 from moejax.training.validation import validate
@@ -42,7 +44,9 @@ class Run:
         self.setup, self.directory, self.ledger, self.stop = setup, directory, ledger, stop
         self.config = setup.config
         self._make_programs = programs
-        self._rows = sharding(setup.mesh, None, "batch", "length")
+        self._first = together.index() == 0  # process 0 alone writes and speaks
+        self._vote = together.StopVote()
+        self._train_rows, self._eval_rows = _rows_of(setup)
         self.step = self.tokens = 0
         self.val_step: int | None = None
         self.loss = self.val_loss = math.nan
@@ -68,6 +72,8 @@ class Run:
 
     def _say(self, text: str) -> None:
         """A line for the user, above the bar where there is one."""
+        if not self._first:
+            return
         if self.progress is None:
             print(text, file=sys.stderr, flush=True)
         else:
@@ -75,7 +81,7 @@ class Run:
 
     def _begin(self) -> None:
         """The first state, from the last checkpoint if there is one, and the batches after it."""
-        if self.directory.resumed and self.checkpoints.steps():
+        if self.directory.resumed and together.decide(self.checkpoints.steps):
             restored = self.checkpoints.restore(self.programs.abstract)
             for text in restored.messages:
                 self._say(text)
@@ -85,7 +91,7 @@ class Run:
             if self.directory.resumed:
                 self._say("resuming: the run has no checkpoint yet, so from step 0")
             self._go_from(from_seed(self.programs, self.config.seed))
-        self.progress = Progress(self.config.train.steps, self.step)
+        self.progress = Progress(self.config.train.steps, self.step) if self._first else Silent()
 
     def _go_from(self, found: Beginning) -> None:
         """Takes a state to train on from, and opens the batches and the metrics after it."""
@@ -93,11 +99,13 @@ class Run:
         self.state, self.step, self.tokens = found.state, found.step, found.tokens
         self.loss, self.val_loss, self.val_step = found.loss, found.val_loss, found.val_step
         self.ledger.begin_from(self.step, self.tokens)
-        self.writer = MetricWriter(self.directory.path, resume_step=self.step)
+        first = self._first
+        self.writer = (
+            MetricWriter(self.directory.path, resume_step=self.step) if first else Silent()
+        )
         self.batches = train_iterator(
             self.setup.dataset.train, batch_size=train.batch_size, seed=self.config.seed,
-            start=found.position, process_index=jax.process_index(),
-            process_count=jax.process_count(), prefetch=data.prefetch,
+            start=found.position, take=self._train_rows.numbers, prefetch=data.prefetch,
         )  # fmt: skip
 
     def train(self) -> str:
@@ -110,15 +118,15 @@ class Run:
         status = "completed"
         self.log.begin()
         while self.step < steps:
-            reason = self._stop_reason(in_flight=pending is not None)
+            reason = self._vote.ask(self._stop_reason(in_flight=pending is not None))
             if reason is not None:
-                status, text = reason
-                self._say(text)
+                status, why = reason
+                self._say(f"{why}: stopping after step {self.step}")
                 break
             with self.ledger.phase("data_wait"):
                 host_batch = next(self.batches)
             with self.ledger.phase("train"):
-                batch = self._place(host_batch, self.config.train.micro_batches)
+                batch = _place(host_batch, self._train_rows)
                 with jax.transfer_guard("disallow"):
                     self.state, metrics = self.programs.train_step(self.state, batch, self._hyper)
                 self.step += 1
@@ -140,8 +148,9 @@ class Run:
         return validate or self.config.checkpoint.due(step, train.steps)
 
     def _stop_reason(self, in_flight: bool) -> tuple[str, str] | None:
+        """What this process has against another step: a status, and why in words."""
         if self.stop.name is not None:
-            return "interrupted", f"{self.stop.name}: stopping after step {self.step}"
+            return "interrupted", self.stop.name
         ledger, train = self.ledger, self.config.train
         # The step in flight is expected to cost what its config says, or the last one if more.
         planned = train.batch_size * train.seq_len * self.setup.billing.flops_per_token
@@ -149,13 +158,7 @@ class Run:
         spent = self.config.budget.exceeded(
             ledger.total_dollars, ledger.total_flops + ahead, ledger.total_hours
         )
-        return None if spent is None else ("budget", f"{spent}: stopping after step {self.step}")
-
-    def _place(self, batch: dict[str, np.ndarray], parts: int) -> Batch:
-        """A process's rows on the mesh, as micro-batches."""
-        split = lambda rows: rows.reshape(parts, -1, rows.shape[-1])
-        place = lambda rows: jax.make_array_from_process_local_data(self._rows, split(rows))
-        return Batch(*(place(batch[name]) for name in FIELDS))
+        return None if spent is None else ("budget", spent)
 
     def _read(self, done: tuple[int, StepMetrics, dict] | None) -> None:
         """Fetches a step's metrics, charges them and logs them where that is due."""
@@ -188,8 +191,10 @@ class Run:
             "batch_fingerprint": batch_fingerprint(batch),
             "last_good_checkpoint": last_good,
         }
-        (self.directory.path / "divergence.json").write_text(json.dumps(record, indent=1) + "\n")
-        np.savez_compressed(self.directory.path / "divergence_batch.npz", **batch)
+        if self._first:
+            text = json.dumps(record, indent=1) + "\n"
+            (self.directory.path / "divergence.json").write_text(text)
+            np.savez_compressed(self.directory.path / "divergence_batch.npz", **batch)
         good = "there is no checkpoint" if last_good is None else f"checkpoint {last_good} is good"
         raise NonFiniteLoss(
             f"step {step}: loss {record['loss']}, gradient norm {record['gradient_norm']}; {good}; "
@@ -214,10 +219,9 @@ class Run:
                 dataset.validation,
                 batch_size=train.batch_size // train.micro_batches,
                 max_batches=max_batches or None,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
+                take=self._eval_rows.numbers,
             )
-            placed = (self._place(batch, 1) for batch in batches)
+            placed = (_place(batch, self._eval_rows) for batch in batches)
             found = validate(self.programs.eval_step, self.state, placed)
         self.val_loss, self.val_step = found.loss, self.step
         values = {"val_loss": self.val_loss, "val_bits_per_byte": self.bits_per_byte}
@@ -260,7 +264,7 @@ class Run:
         self._save()
         with self.ledger.phase("checkpoint"):
             self.checkpoints.finalize()
-        if self.step not in self.checkpoints.steps():
+        if self.step not in together.decide(self.checkpoints.steps):
             raise RunFailed(f"the last checkpoint was not saved: {self.failed_saves[-1]}")
         train = self.config.train
         if status == "completed" and train.sample_tokens:
@@ -277,6 +281,18 @@ class Run:
         for part in ("progress", "writer", "batches", "checkpoints"):
             if getattr(self, part, None) is not None:
                 getattr(self, part).close()
+
+
+def _rows_of(setup: prepare.Setup) -> tuple[LocalRows, LocalRows]:
+    """This process's rows of a training batch, and of a held-out one, as large as a micro-batch."""
+    train, where = setup.config.train, sharding(setup.mesh, None, "batch", "length")
+    parts, rows, seq_len = train.micro_batches, train.batch_size, train.seq_len
+    return LocalRows(where, parts, rows, seq_len), LocalRows(where, 1, rows // parts, seq_len)
+
+
+def _place(batch: dict[str, np.ndarray], rows: LocalRows) -> Batch:
+    """A process's rows on the mesh, as micro-batches."""
+    return Batch(*(rows.place(batch[name]) for name in FIELDS))
 
 
 __all__ = ["Interrupted", "NonFiniteLoss", "Run", "RunFailed"]

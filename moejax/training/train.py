@@ -1,5 +1,6 @@
 """From a config to a finished run directory: what opens, runs and closes a run."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -10,7 +11,8 @@ import jax
 from moejax.config import UserError
 from moejax.cost.ledger import Ledger, process_age
 from moejax.cost.meter import open_meter
-from moejax.training import charge_exchange, prepare, run_dir
+from moejax.parallel import heartbeat, together
+from moejax.training import charge_exchange, prepare, run_dir, several
 from moejax.training.loop import Interrupted, Run, RunFailed
 from moejax.training.programs import ProgramCache, Programs, compile_programs
 from moejax.training.run_config import RunConfig
@@ -49,17 +51,16 @@ def train(
         begun = time.monotonic() - process_age()
     elif begun is None:
         begun = time.monotonic()
-    path = run_dir.check_workdir(workdir)
-    setup = prepare.prepare(config)
-    directory = run_dir.open_run(path, setup.config, setup.dataset)
-    done = directory.finished()
+    setup, directory, path = several.open_setup(config, workdir)
+    done = together.decide(directory.finished)
     if done is not None:
-        print(f"{workdir}: the run is complete; nothing to do", file=sys.stderr)
+        if together.index() == 0:
+            print(f"{workdir}: the run is complete; nothing to do", file=sys.stderr)
         return done
-    with directory.create(setup.dataset):
-        billing = setup.billing
+    with several.created(directory, setup.dataset):
+        billing, first = setup.billing, together.index() == 0
         ledger = Ledger.open(
-            path / run_dir.LEDGER,
+            path / run_dir.LEDGER if first else os.devnull,
             run_id=path.name,
             stage=config.stage,
             hardware=billing.hardware,
@@ -73,8 +74,11 @@ def train(
             pue=config.cost.pue,
             purchase=config.cost.purchase(billing.hardware),
             dollars_per_kwh=config.cost.dollars_per_kwh,
-            meter=open_meter(billing.hardware, setup.mesh.local_devices, billing.devices),
+            meter=open_meter(billing.hardware, setup.mesh.local_devices, billing.devices)
+            if first
+            else None,
             backfill_seconds=time.monotonic() - begun,
+            on_phase=heartbeat.beats(),
         )
         return _run(setup, directory, ledger, programs.get if programs else compile_programs)
 
@@ -108,6 +112,6 @@ def _run(
         raise RunFailed(first[0]) from error
     finally:
         ledger.close(status)
-        if run is not None:
+        if run is not None and together.index() == 0:
             directory.write_summary(summarize(run, status))
     return summarize(run, status)
