@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -58,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
 
     train = command("train", _train, "train a model, or go on with a run", config=True)
     train.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
+    train.add_argument("--resume-from", type=int, metavar="STEP", help="go back to this step's "
+                       "checkpoint, and give up the later ones; to go on from the newest, leave it "
+                       "out")  # fmt: skip
     flags.format_flag(train)
 
     flags.plan_flags(command("plan", _plan, "the bill before a run", config=False))
@@ -109,17 +113,22 @@ def _print(options: argparse.Namespace, result: dict[str, Any], text: str) -> No
 
 def _train(options: argparse.Namespace) -> int:
     from moejax.analysis.curves import loss_over_dollars
-    from moejax.training import report, run_config
-    from moejax.training.loop import RunFailed
+    from moejax.training import programs, report, run_config
+    from moejax.training.failures import InterruptedAtOnce, RunFailed
     from moejax.training.train import train
 
     try:
         config = run_config.load(options.config, options.overrides)
-        summary = train(config, options.workdir, bill_process=True)
-        loss_over_dollars(options.workdir)
+        summary = train(config, options.workdir, bill_process=True, resume_from=options.resume_from)
     except RunFailed as error:
-        print(f"moejax train: the run failed: {error}", file=sys.stderr)
+        print(f"moejax train: the run failed: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, InterruptedAtOnce) and programs.compiling():
+            os._exit(1)  # the interpreter would wait for the compiler
         return 1
+    try:
+        loss_over_dollars(options.workdir)
+    except OSError as error:
+        print(f"warning: the figure of the loss cannot be written: {error}", file=sys.stderr)
     _print(options, summary, report.format_summary(summary, options.workdir))
     return 1 if summary["status"] == "interrupted" else 0
 

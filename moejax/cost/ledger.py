@@ -74,7 +74,7 @@ class Ledger:
         self._phase = "other"
         self._since = time.monotonic()
         self._tokens, self._flops, self._steps = 0, 0.0, 0
-        self._began: dict[str, int] = {}
+        self._began: dict[str, Any] = {}
         self._sent = {"tokens": 0, "scale_up": 0.0, "scale_out": 0.0}
         self._closed = False
         self._warned = False
@@ -223,12 +223,21 @@ class Ledger:
     def begin_from(self, step: int, tokens: int) -> None:
         """Says which state this segment trains on from: what is beyond it in earlier ones is lost.
 
+        A second call says that the segment went back: what it trained beyond that state is lost.
+
         Args:
           step: optimizer steps that the state has behind it; 0 for a new one.
           tokens: tokens that it has seen.
         """
         with self._lock:
+            pieces = list(self._began.get("pieces", []))
+            if self._began:
+                done = [sum(piece[i] for piece in pieces) for i in (2, 3)]
+                began = [self._began["from_step"], self._began["from_tokens"]]
+                pieces.append([*began, self._steps - done[0], self._tokens - done[1]])
             self._began = {"from_step": step, "from_tokens": tokens}
+            if pieces:
+                self._began["pieces"] = pieces
 
     def close(self, status: str) -> None:
         """Writes the final charge with a status (one of STATUSES); a second call does nothing.
