@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from moejax import cli_flags as flags
 from moejax.config import UserError
+from moejax.cost import starting
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,6 +113,14 @@ def _print(options: argparse.Namespace, result: dict[str, Any], text: str) -> No
 
 
 def _train(options: argparse.Namespace) -> int:
+    starting.begin(options.workdir)
+    try:
+        return _train_from(options)
+    finally:
+        starting.end()
+
+
+def _train_from(options: argparse.Namespace) -> int:
     from moejax.analysis.curves import loss_over_dollars
     from moejax.training import programs, report, run_config
     from moejax.training.failures import InterruptedAtOnce, RunFailed

@@ -22,7 +22,7 @@ from typing import Any, Self
 
 import psutil
 
-from moejax.cost import bill, energy, plan_against
+from moejax.cost import bill, energy, late_charges, plan_against, starting
 from moejax.cost.meter import EnergyMeter
 from moejax.cost.prices import Price, Purchase
 from moejax.cost.segments import PHASES, STATUSES, VERSION, identify_process
@@ -63,7 +63,7 @@ class Ledger:
         self, path: pathlib.Path, header: dict[str, Any], startup_seconds: float,
         meter: EnergyMeter | None = None,
     ):  # fmt: skip
-        self._earlier = bill.spent(path)
+        bill.spent(path)  # raises where it is no ledger, before anything is written
         self._header = header
         self._meter = meter
         self._rate = header["price"]["dollars_per_hour"] * header["devices"] / 3600
@@ -81,8 +81,12 @@ class Ledger:
 
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        for line in late_charges.lines(path, header):
+            self._write(line)
+        self._earlier = bill.spent(path)
         self._write(self._header)
         self._flush("charge")
+        starting.end()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._flush_forever, name="ledger", daemon=True)
         self._thread.start()
