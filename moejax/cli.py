@@ -2,23 +2,26 @@
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from moejax import cli_flags as flags
 from moejax.config import UserError
-from moejax.cost import starting
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a sub-command; returns 0, 2 for a user's mistake or 1 for a run that failed."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     # --config.a.b=VALUE settings are taken out before argparse, which cannot know their names.
-    overrides = [a.removeprefix("--config.") for a in arguments if a.startswith("--config.")]
-    parser = _parser()
-    options = parser.parse_args([a for a in arguments if not a.startswith("--config.")])
+    # What stands after ``--`` is the command line of what ``launch`` starts.
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    overrides = [a.removeprefix("--config.") for a in own if a.startswith("--config.")]
+    parser = parser_of_commands()
+    options = parser.parse_args([a for a in own if not a.startswith("--config.")])
+    options.rest = arguments[len(own) + 1 :]
+    if options.rest and options.command != "launch":
+        parser.error("-- is for moejax launch")
     options.overrides = overrides
     options.arguments = arguments
     alone = getattr(options, "overrides_alone", False)
@@ -44,7 +47,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; {self.prog} --help lists what there is\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser_of_commands() -> argparse.ArgumentParser:
+    """What reads a command line."""
     parser = _Parser(
         prog="moejax", description="Cost-efficient Mixture-of-Experts training, with its bill."
     )
@@ -59,11 +63,10 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     train = command("train", _train, "train a model, or go on with a run", config=True)
-    train.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
-    train.add_argument("--resume-from", type=int, metavar="STEP", help="go back to this step's "
-                       "checkpoint, and give up the later ones; to go on from the newest, leave it "
-                       "out")  # fmt: skip
-    flags.format_flag(train)
+    flags.train_flags(train)
+
+    summary = "train with several processes of this machine, and watch over them"
+    flags.launch_flags(command("launch", _launch, summary))
 
     flags.plan_flags(command("plan", _plan, "the bill before a run", config=False))
 
@@ -113,33 +116,15 @@ def _print(options: argparse.Namespace, result: dict[str, Any], text: str) -> No
 
 
 def _train(options: argparse.Namespace) -> int:
-    starting.begin(options.workdir)
-    try:
-        return _train_from(options)
-    finally:
-        starting.end()
+    from moejax.training import train_command
+
+    return train_command.run(options, lambda result, text: _print(options, result, text))
 
 
-def _train_from(options: argparse.Namespace) -> int:
-    from moejax.analysis.curves import loss_over_dollars
-    from moejax.training import programs, report, run_config
-    from moejax.training.failures import InterruptedAtOnce, RunFailed
-    from moejax.training.train import train
+def _launch(options: argparse.Namespace) -> int:
+    from moejax.launch import command
 
-    try:
-        config = run_config.load(options.config, options.overrides)
-        summary = train(config, options.workdir, bill_process=True, resume_from=options.resume_from)
-    except RunFailed as error:
-        print(f"moejax train: the run failed: {error}", file=sys.stderr, flush=True)
-        if isinstance(error, InterruptedAtOnce) and programs.compiling():
-            os._exit(1)  # the interpreter would wait for the compiler
-        return 1
-    try:
-        loss_over_dollars(options.workdir)
-    except OSError as error:
-        print(f"warning: the figure of the loss cannot be written: {error}", file=sys.stderr)
-    _print(options, summary, report.format_summary(summary, options.workdir))
-    return 1 if summary["status"] == "interrupted" else 0
+    return command.launch(options)
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -149,8 +134,13 @@ def _plan(options: argparse.Namespace) -> int:
     from moejax.cost.published.table import format_published
     from moejax.cost.serving_plan import format_serving
     from moejax.training import plan_command
+    from moejax.training.lowering import LoweringFailed
 
-    plan = plan_command.plan(options)
+    try:
+        plan = plan_command.plan(options)
+    except LoweringFailed as error:
+        print(f"moejax plan: {error}", file=sys.stderr)
+        return 1
     forms = (
         (options.serve, format_serving),
         (options.published, format_published),

@@ -3,6 +3,31 @@
 import argparse
 
 
+def train_flags(train: argparse.ArgumentParser) -> None:
+    """``moejax train``."""
+    train.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder; several "
+                       "processes need it on a file system that they share")  # fmt: skip
+    train.add_argument("--resume-from", type=int, metavar="STEP", help="go back to this step's "
+                       "checkpoint, and give up the later ones; to go on from the newest, leave it "
+                       "out")  # fmt: skip
+    train.add_argument("--coordinator", metavar="HOST:PORT", help="one of several processes: where "
+                       "process 0 listens; SLURM, Open MPI and Kubernetes tell it")  # fmt: skip
+    train.add_argument("--process-id", type=int, metavar="I", help="with it: which, from 0")
+    train.add_argument("--processes", type=int, metavar="N", help="with it: how many")
+    format_flag(train)
+
+
+def launch_flags(launch: argparse.ArgumentParser) -> None:
+    """``moejax launch``."""
+    launch.usage = "moejax launch --processes=P [...] -- train --config=FILE --workdir=DIR [...]"
+    launch.add_argument("--processes", type=int, required=True, metavar="P")
+    launch.add_argument("--devices-per-process", type=int, metavar="D", help="virtual devices of "
+                        "a CPU, or GPUs; an equal share of the GPUs, or 1, if left out")  # fmt: skip
+    launch.add_argument("--timeout-after-stall", type=float, default=45.0, metavar="SECONDS",
+                        help="what a step may take before its process counts as stuck, or ten "
+                        "times the longest so far; 45 if left out")  # fmt: skip
+
+
 def ablate_flags(ablate: argparse.ArgumentParser) -> None:
     """``moejax ablate``."""
     ablate.add_argument("--workdir", required=True, metavar="DIR", help="the ablation's folder; "
@@ -114,6 +139,8 @@ def plan_flags(plan: argparse.ArgumentParser) -> None:
                       "'$100k', 100kUSD or 1e22FLOP, by published scaling laws")  # fmt: skip
     plan.add_argument("--law", metavar="NAME", help="with --budget: the law whose model is planned")
     plan.add_argument("--output", metavar="FILE.py", help="with --budget: the model as a config")
+    plan.add_argument("--lower", action="store_true", default=None, help="also compile the "
+                      "step for that many host devices: bytes, collectives, warnings")  # fmt: skip
     format_flag(plan)
 
 

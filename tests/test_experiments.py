@@ -39,7 +39,8 @@ def test_a_published_models_config(name, capsys, monkeypatch):
     for seq_len in (1, 4096):
         assert count(config.model, seq_len) == count(PRESETS[name], seq_len)
     shape = config.mesh.shape(10**6)
-    check_fits(shape, config.model, config.train.batch_size // config.train.micro_batches)
+    train = config.train
+    check_fits(shape, config.model, train.batch_size // train.micro_batches, train.seq_len)
     plan = planned(name, capsys)
     assert plan["memory_fits"]
     monkeypatch.syspath_prepend(str(FOLDER))

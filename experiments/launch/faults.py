@@ -254,15 +254,17 @@ def train_inside(kind: str, arguments: list[str]) -> int:
     from moejax import cli
     from moejax.training import loop
 
-    place, position = loop.Run._place, []
+    place, position, training = loop._place, [], []
     compiled = loop.Run.start
 
-    def remember(run, batch, parts):
-        position.append(getattr(run.batches, "position", 0) - 1)
-        return place(run, batch, parts)
+    def remember(batch, rows):
+        if training:
+            position.append(training[0].batches.position - 1)
+        return place(batch, rows)
 
     def start(run):
         compiled(run)
+        training.append(run)
         real = run.programs.train_step
 
         def step(state, batch, hyper):
@@ -277,7 +279,7 @@ def train_inside(kind: str, arguments: list[str]) -> int:
 
         run.programs = dataclasses.replace(run.programs, train_step=step)
 
-    loop.Run._place, loop.Run.start = remember, start
+    loop._place, loop.Run.start = remember, start
     return cli.main(["train", *arguments])
 
 

@@ -142,6 +142,51 @@ def exchange(
     }
 
 
+def key_gather(
+    c: ModelConfig, *, hardware: str, context: int, tensor: int, compute_seconds: float
+) -> dict[str, Any] | None:
+    """Bytes and seconds of a training token's keys and values, where rows are cut over ``context``.
+
+    Each layer sends them to the other devices along ``context``, or what MLA makes them of (the
+    latent and the shared key), once forward, once more where a rematerialised layer asks again; and
+    their gradients come back. Devices along ``tensor`` each send their heads', or all the latents.
+
+    Args:
+      c: the model.
+      hardware: a chip's name.
+      context: devices that share a row.
+      tensor: devices that share a token, side by side on the fast link.
+      compute_seconds: of one token on one device.
+
+    Returns:
+      None where rows are whole. Else ``context``, ``values_per_layer`` (numbers of a token that a
+      device sends to each other one), ``bytes_per_token`` (all layers, both passes), the ``link``
+      (the slowest that it takes; None where it is not known), ``seconds_per_token`` and its
+      ``share`` of the computation's time, of which nothing is hidden.
+    """
+    if context == 1:
+        return None
+    chip = chips.lookup(hardware)
+    joined = 1 if chip.scale_up is None else chip.scale_up.devices or context * tensor
+    link = chip.scale_up if context * tensor <= joined else chip.scale_out
+    if c.attention.kind == "mla":
+        values = c.attention.kv_lora_rank + c.attention.rope_head_dim
+    else:
+        values = 2 * c.attention.kv_heads * c.head_dim / tensor
+    value = 4 if c.dtype == "float32" else 2
+    times = 2 + (c.remat != "none")
+    sent = (c.num_layers + c.mtp_depth) * times * (context - 1) * values * value * tensor
+    seconds = link_seconds(sent, link)
+    return {
+        "context": context,
+        "values_per_layer": values,
+        "bytes_per_token": sent,
+        "link": link and dataclasses.asdict(link),
+        "seconds_per_token": seconds,
+        "share": None if seconds is None else seconds / compute_seconds,
+    }
+
+
 def passes(c: ModelConfig, how: Transport = TRANSPORTS["moejax"]) -> int:
     """How often a training token's rows travel there and back in a layer.
 

@@ -17,7 +17,7 @@ import threading
 import time
 import types
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import psutil
@@ -61,11 +61,12 @@ class Ledger:
 
     def __init__(
         self, path: pathlib.Path, header: dict[str, Any], startup_seconds: float,
-        meter: EnergyMeter | None = None,
+        meter: EnergyMeter | None = None, on_phase: Callable[[str], None] | None = None,
     ):  # fmt: skip
         bill.spent(path)  # raises where it is no ledger, before anything is written
         self._header = header
         self._meter = meter
+        self._on_phase = on_phase
         self._rate = header["price"]["dollars_per_hour"] * header["devices"] / 3600
         self._lock = threading.RLock()
         self._file_lock = threading.RLock()
@@ -111,6 +112,7 @@ class Ledger:
         purchase: Purchase | None = None,
         dollars_per_kwh: float = energy.DOLLARS_PER_KWH,
         backfill_seconds: float | None = None,
+        on_phase: Callable[[str], None] | None = None,
     ) -> Self:
         """Opens a run's ledger, new or to go on with, and begins a segment in phase ``other``.
 
@@ -134,6 +136,7 @@ class Ledger:
           dollars_per_kwh: price of electricity, for the ``owned`` lens.
           backfill_seconds: time before this call, charged to ``startup``; None means since the
             process began for its first ledger, and nothing for any later one.
+          on_phase: told each phase as it begins, in the thread that enters it.
 
         Raises:
           ConfigError: no such chip or region, or an impossible PUE.
@@ -167,7 +170,7 @@ class Ledger:
             "exchange": exchange and dict(exchange),
             "plan": plan and plan_against.record(plan),
         }
-        return cls(pathlib.Path(path), header, backfill_seconds, meter)
+        return cls(pathlib.Path(path), header, backfill_seconds, meter, on_phase)
 
     def __enter__(self) -> Self:
         return self
@@ -201,6 +204,8 @@ class Ledger:
         with self._lock:
             self._settle()
             previous, self._phase = self._phase, name
+        if self._on_phase is not None:
+            self._on_phase(name)
         return previous
 
     def add(self, tokens: int = 0, model_flops: float = 0.0, steps: int = 0) -> None:

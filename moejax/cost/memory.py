@@ -4,7 +4,7 @@ Parameters, gradients and moments are float32 and cut as the mesh cuts them. Act
 what a layer's backward pass needs again, which the tests hold against the traced model's residuals;
 what a compiler keeps beyond that, and fragmentation, are not in it. XLA's CPU backend, compiling
 Llama-3.1-8B, OLMoE and DeepSeek-V3 for 16 and 64 devices, takes the counted state within 0.1 % and
-1.2 to 1.5 times the gradients, activations and working memory (experiments/launch/compile_step.py).
+1.2 to 1.5 times the gradients, activations and working memory (``moejax plan --lower``).
 """
 
 import collections
@@ -31,18 +31,20 @@ class Layout:
       data: copies of the model.
       fsdp: parts of every parameter.
       expert: parts of the experts.
+      context: parts of every row's length.
       tensor: parts of heads, widths and the vocabulary.
     """
 
     data: int = 1
     fsdp: int = 1
     expert: int = 1
+    context: int = 1
     tensor: int = 1
 
     @property
     def devices(self) -> int:
         """Devices in all."""
-        return self.rows * self.tensor
+        return self.rows * self.context * self.tensor
 
     @property
     def rows(self) -> int:
@@ -84,7 +86,7 @@ def memory_parts(
       weights gathered over ``fsdp`` with their gradient, a rematerialised layer's inside, scores
       where attention is not cuDNN's, logits.
     """
-    layout, tokens = placement.layout, placement.rows * seq_len
+    layout, tokens = placement.layout, placement.rows * seq_len / placement.layout.context
     routed, rest, _ = _sizes(c)
     held = (routed / layout.expert + rest) / (layout.fsdp * layout.tensor)
     item = _item(c, hardware)
@@ -105,8 +107,29 @@ def memory_parts(
         "gradients": 4 * held * min(2, placement.micro_batches),
         "optimizer": placement.optimizer_bytes * held,
         "activations": tokens * activations + copies,
-        "working": tokens * (working + logits) + _gathered(c, layout, item),
+        "working": tokens * (working + logits + _whole_keys(c, layout, item))
+        + _gathered(c, layout, item),
     }
+
+
+def _whole_keys(c: ModelConfig, layout: Layout, item: int) -> float:
+    """What one layer's attention has of the rows' other positions, for each token of a device's.
+
+    Keys and values, and their gradients, of all that the rows are cut into over ``context``; of MLA
+    those that the gathered latents make.
+    """
+    others = layout.context - 1
+    if c.attention.kind == "mla":
+        latents = c.attention.kv_lora_rank + c.attention.rope_head_dim
+        return 2 * item * others * (_keys_and_values(c) / layout.tensor + latents)
+    return 2 * item * others * _keys_and_values(c) / layout.tensor
+
+
+def _keys_and_values(c: ModelConfig) -> int:
+    """Numbers in the keys and values that all queries of a layer multiply with, of one token."""
+    if c.attention.kind == "mla":
+        return c.attention.num_heads * (c.head_dim + c.attention.v_head_dim)
+    return 2 * c.attention.kv_heads * c.head_dim
 
 
 @functools.lru_cache(maxsize=64)
@@ -182,6 +205,9 @@ def kept_bytes(
     inner = attention.outputs / cut
     dots = 2 * c.d_model + (attention.outputs - c.attention.num_heads * _value_width(c)) / cut
     everything = norms + item * inner + scores
+    if c.attention.kind == "mla":
+        # Made of gathered latents on every device along context, and kept there.
+        everything += item * (layout.context - 1) * _keys_and_values(c) / cut
     if is_moe(kind):
         shared = c.moe.num_shared_experts * c.moe.d_expert / cut
         width = c.moe.latent_dim or c.d_model

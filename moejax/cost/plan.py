@@ -7,7 +7,7 @@ from typing import Any
 from moejax.config import check
 from moejax.cost import counts, energy, flops, grid, lenses, utilisation
 from moejax.cost import hardware as chips
-from moejax.cost.exchange import TRANSPORTS, Transport, exchange
+from moejax.cost.exchange import TRANSPORTS, Transport, exchange, key_gather
 from moejax.cost.memory import Placement, memory_parts, usable_bytes
 from moejax.cost.prices import Price, Purchase
 from moejax.cost.utilisation import Utilisation
@@ -54,7 +54,8 @@ def make_plan(
     Returns:
       ``moejax plan --format=json``: ``Counts.to_dict`` with ``flops.per_token``, ``price_flops``,
       ``layout``, the estimates ``memory_bytes_per_device`` (``memory_fits`` None where the device's
-      memory is not known) and ``exchange`` (None where no token travels).
+      memory is not known), ``exchange`` (None where no token travels) and ``key_gather`` (None
+      where rows are whole).
 
     Raises:
       ConfigError: a value out of range, an unknown chip or region.
@@ -70,11 +71,15 @@ def make_plan(
         used=used, region=region, peak_flops=peak_flops, peak_source=peak_source,
         purchase=purchase, pue=pue, dollars_per_kwh=dollars_per_kwh,
     )  # fmt: skip
-    layout = placement.layout
+    layout, compute_seconds = placement.layout, 3600 * bill["device_hours"] / tokens
     sent = exchange(
         model_config, hardware=hardware, how=how, tensor=layout.tensor,
         expert_devices=layout.expert if expert_devices is None else expert_devices,
-        compute_seconds=3600 * bill["device_hours"] / tokens,
+        compute_seconds=compute_seconds,
+    )  # fmt: skip
+    keys = key_gather(
+        model_config, hardware=hardware, context=layout.context, tensor=layout.tensor,
+        compute_seconds=compute_seconds,
     )  # fmt: skip
     found = counted.to_dict()
     found["flops_per_token"] |= flops.per_token(model_config, seq_len)
@@ -86,6 +91,7 @@ def make_plan(
         "memory_source": energy.SOURCE,
         "memory_fits": None if usable is None else memory <= usable,
         "exchange": sent,
+        "key_gather": keys,
     }  # fmt: skip
 
 

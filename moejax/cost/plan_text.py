@@ -7,11 +7,15 @@ from typing import Any
 from moejax.cost import text
 
 _WIDTH = 118
+_AXES = ("data", "fsdp", "expert", "context", "tensor")
+# Kinds of collectives that are spelled out.
+_MOST_KINDS = 6
 
 
 def format_plan(plan: dict[str, Any]) -> str:
     """``make_plan``'s result as a compact table, with what ``plan_layout`` adds."""
     rows = [*_model(plan), *_bill(plan), *_memory(plan), *_exchange(plan)]
+    rows += [*_keys(plan), *_lowered(plan)]
     return "\n".join(f"{name:<11} {line}" for name, line in rows)
 
 
@@ -112,7 +116,7 @@ def _suggested(suggested: dict[str, Any], own: bool) -> Rows:
     more = suggested["devices_needed"]
     rows = []
     if own:
-        sizes = " x ".join(f"{n} {suggested[n]}" for n in ("data", "fsdp", "expert", "tensor"))
+        sizes = " x ".join(f"{n} {suggested[n]}" for n in _AXES)
         size = text.si(suggested["memory_bytes_per_device"], "B")
         rows.append(("suggested", f"{sizes}{' with ' + changes if changes else ''} ({size})"))
     elif changes:
@@ -147,6 +151,19 @@ def _exchange(plan: dict[str, Any]) -> Rows:
     return [("exchange", first), *(("", line) for line in more)]
 
 
+def _keys(plan: dict[str, Any]) -> Rows:
+    """What attention gathers where rows are cut."""
+    keys = plan.get("key_gather")
+    if keys is None:
+        return []
+    line = f"each row on {keys['context']} devices: a token's keys and values send "
+    line += text.si(keys["bytes_per_token"], "B")
+    if keys["share"] is not None:
+        line += f" over {keys['link']['name']}, {text.percent(keys['share'])} of its computation"
+    first, *more = wrapped(f"{line} (estimate, not in the hours above)")
+    return [("context", first), *(("", part) for part in more)]
+
+
 def exchange_bytes(sent: dict[str, Any]) -> str:
     """What a token sends over each link, in words."""
     parts = []
@@ -160,3 +177,40 @@ def exchange_bytes(sent: dict[str, Any]) -> str:
 def wrapped(line: str, width: int = _WIDTH - 12) -> list[str]:
     """A long line cut between words."""
     return textwrap.wrap(line, width)
+
+
+def collective_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """Sums of collectives (``moejax.parallel.collectives.summed``), most bytes first."""
+    lines = []
+    for row in rows[:_MOST_KINDS]:
+        passes = ", one pass of a loop of unknown length" if row.get("open_loop") else ""
+        lines.append(
+            f"{row['kind']} over {' x '.join(row['axes'])}: {text.si(row['bytes'], 'B')} a step on "
+            f"each device ({row['count']} times{passes})"
+        )
+    if rest := rows[_MOST_KINDS:]:
+        size = sum(row["bytes"] for row in rest)
+        lines.append(f"{len(rest)} kinds more: {text.si(size, 'B')} together")
+    return lines
+
+
+def _lowered(plan: dict[str, Any]) -> Rows:
+    """What the compiled step says, where it was asked for."""
+    found = plan.get("lowered")
+    if found is None:
+        return []
+    size = lambda name: text.si(found[f"{name}_bytes_per_device"], "B")
+    sizes = " x ".join(f"{name} {number}" for name, number in found["mesh"].items())
+    head = (
+        f"for {found['devices']} devices ({sizes}) in {text.duration(found['seconds']['total'])}: "
+        f"{size('state')} of state on each, counted {size('counted')}; {size('temp')} of "
+        "temporaries by XLA's CPU backend"
+    )
+    first, *more = wrapped(head)
+    rows = [("compiled", first), *(("", line) for line in more)]
+    for number, line in enumerate(collective_lines(found["collectives"])):
+        rows.append(("" if number else "sends", line))
+    for warning in found["warnings"]:
+        first, *more = wrapped(warning)
+        rows += [("warning", first), *(("", line) for line in more)]
+    return rows

@@ -71,6 +71,7 @@ class Segment:
         found = self.consumption()
         return {
             "status": self.status,
+            "reason": self.charge.get("reason"),
             "started": self.header.get("time"),
             "device": self.header["hardware"],
             "devices": self.header["devices"],
@@ -191,6 +192,39 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and {"segment", "event"} <= record.keys() else None
+
+
+def close_for(path: pathlib.Path, pid: int, reason: str, status: str = "failed") -> bool:
+    """Closes the segments that a process of this host left open, for it; it must have ended.
+
+    What they are charged stays what the process last wrote, at most a flush interval ago.
+
+    Args:
+      path: a ``ledger.jsonl``, or none there.
+      pid: the process.
+      reason: why it ended, in words; kept with the segment, also where the process closed it as
+        failed without knowing why.
+      status: one of STATUSES.
+
+    Returns:
+      Whether there was any.
+
+    Raises:
+      UserError: no ledger.
+      OSError: it cannot be written.
+    """
+    mine = [
+        segment
+        for segment in segments(path)
+        if segment.header.get("pid") == pid and segment.header.get("host") == socket.gethostname()
+    ][-1:]
+    mine = [segment for segment in mine if segment.closed in (None, "failed")]
+    for segment in mine:
+        last = {**segment.charge, "segment": segment.header["segment"], "event": "close"}
+        record = {**last, "status": segment.closed or status, "reason": reason}
+        with open(path, "ab") as file:  # an empty line does no harm, and a torn one ends here
+            file.write(b"\n" + json.dumps(record, separators=(",", ":")).encode() + b"\n")
+    return bool(mine)
 
 
 def identify_process() -> dict[str, Any]:

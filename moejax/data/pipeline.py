@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Int32, Shaped
+from jaxtyping import Int, Int32, Shaped
 
 from moejax import config
 from moejax.data.packing import Row, Rows, padding_row
@@ -14,18 +14,6 @@ Batch = dict[str, Int32[np.ndarray, "B S"]]
 
 def _stack(rows: list[Row]) -> Batch:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-
-
-def _local(batch_size: int, process_index: int, process_count: int) -> slice:
-    """The rows of a global batch that a process reads: its contiguous share."""
-    config.check(
-        batch_size % process_count == 0,
-        "train.batch_size",
-        batch_size,
-        f"is not divisible by the {process_count} processes; use a multiple",
-    )
-    share = batch_size // process_count
-    return slice(process_index * share, (process_index + 1) * share)
 
 
 class TrainIterator:
@@ -58,8 +46,7 @@ def train_iterator(
     batch_size: int,
     seed: int,
     start: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    take: Int[np.ndarray, " n"] | None = None,
     prefetch: int = 2,
 ) -> TrainIterator:
     """Endless batches: every epoch is a new permutation of the rows, and none is dropped.
@@ -73,20 +60,19 @@ def train_iterator(
       batch_size: B, rows of the global batch.
       seed: of the shuffle.
       start: global batches already consumed.
-      process_index: this process.
-      process_count: processes that share the batch; each reads a contiguous B / processes rows.
+      take: numbers of the global batch's rows that this process reads; None reads them all.
       prefetch: batches made ahead on threads; 0 makes each when it is asked for.
 
     Returns:
-      An iterator over dictionaries of (B / processes, S) int32 arrays: ``tokens``, ``targets``,
+      An iterator over dictionaries of (B or n, S) int32 arrays: ``tokens``, ``targets``,
       ``segment_ids``, ``positions``.
 
     Raises:
-      ConfigError: fewer rows than one batch, or a batch that the processes do not divide.
+      ConfigError: fewer rows than one batch.
     """
     import grain  # slow to import, and a plan does not need it
 
-    local = _local(batch_size, process_index, process_count)
+    own = slice(None) if take is None else take
     config.check(
         len(rows) >= batch_size,
         "train.batch_size",
@@ -97,7 +83,7 @@ def train_iterator(
     # Only row numbers are shuffled and batched; a process then reads its own rows.
     order = grain.MapDataset.range(len(rows)).seed(seed % 2**32).shuffle().repeat()
     batches = order.batch(batch_size).map(
-        lambda numbers: _stack([rows[int(number)] for number in numbers[local]])
+        lambda numbers: _stack([rows[int(number)] for number in numbers[own]])
     )
     options = grain.ReadOptions(num_threads=min(prefetch, 4), prefetch_buffer_size=prefetch)
     iterator = iter(batches.to_iter_dataset(options))
@@ -110,8 +96,7 @@ def validation_batches(
     *,
     batch_size: int,
     max_batches: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    take: Int[np.ndarray, " n"] | None = None,
 ) -> Iterator[Batch]:
     """The held-out rows in order, each once, or a sample of their batches.
 
@@ -119,22 +104,18 @@ def validation_batches(
       rows: packed validation rows.
       batch_size: B, rows of the global batch.
       max_batches: take at most so many, evenly spaced; None takes all.
-      process_index: this process.
-      process_count: processes that share the batch; each reads a contiguous B / processes rows.
+      take: numbers of the global batch's rows that this process reads; None reads them all.
 
     Yields:
       As ``train_iterator``; the last batch is filled up with rows of padding (``segment_ids`` 0),
       so that every batch has the same shape.
-
-    Raises:
-      ConfigError: a batch that the processes do not divide.
     """
-    local = _local(batch_size, process_index, process_count)
+    own = range(batch_size) if take is None else take.tolist()
     count = -(-len(rows) // batch_size)
     taken = count if max_batches is None else min(count, max_batches)
     # Neighbouring rows are of like length and of the same documents: a sample has to be spread.
     for batch in (i * count // taken for i in range(taken)):
-        numbers = range(batch * batch_size, (batch + 1) * batch_size)[local]
+        numbers = (batch * batch_size + row for row in own)
         yield _stack([rows[i] if i < len(rows) else padding_row(rows.seq_len) for i in numbers])
 
 

@@ -107,7 +107,7 @@ def read_variables(source: Source, mesh: Mesh | None, dtype: str | None) -> dict
     boxed = abstract_variables(config)
     if mesh is not None:
         shape = tuple(mesh.shape.values())
-        check_fits(shape, config, mesh.size)
+        check_fits(shape, config, mesh.size, mesh.size)
     of_leaf: dict[str, list[Piece]] = {}
     for piece in resolved.pieces:
         of_leaf.setdefault(piece.leaf, []).append(piece)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from moejax.models.causal_attention import causal_attention
+from moejax.models.context import attend_from_here, is_cut
 
 
 def attend(
@@ -31,13 +32,45 @@ def attend(
       sinks: a logit a head that takes part in the softmax and has no value.
       window: with ``whole``, positions back that ``mask`` lets a query see at most, its own
         included; 0 says nothing. The mask decides: this is for leaving work out.
-      whole: the keys are the queries' own positions, and no query sees a later one.
+      whole: the keys are the queries' own positions, and no query sees a later one. Then the length
+        may be cut over the mesh (``moejax.models.context``).
 
     Returns:
       The mixed values, in the queries' type.
     """
+    if not (whole and is_cut(query.shape[1])):
+        return attend_on_device(
+            query, key, value, mask, name=name, scale=scale, sinks=sinks, window=window, whole=whole
+        )
+    heads = ("tensor", None)
+    weights = () if sinks is None else ((sinks, ("tensor",)),)
+
+    def run(query, mask, key, value, sinks=None):
+        return attend_on_device(query, key, value, mask, name=name, scale=scale, sinks=sinks)
+
+    return attend_from_here(run, query, mask, ((key, heads), (value, heads)), weights)
+
+
+def attend_on_device(
+    query: Float[Array, "B S H d"],
+    key: Float[Array, "B M N d"],
+    value: Float[Array, "B M N v"],
+    mask: Bool[Array, "..."],
+    *,
+    name: str,
+    scale: float | None = None,
+    sinks: Float[Array, " H"] | None = None,
+    window: int = 0,
+    whole: bool | None = None,
+) -> Float[Array, "B S H v"]:
+    """As ``attend``, where every key is at hand.
+
+    ``whole`` None: the queries are some of a row's positions, M is all of them, and only the mask
+    knows which a query may see. cuDNN's kernels are then not told that attention is causal, since
+    to them query 0 would stand at key 0; they take the mask as a bias and leave no key out.
+    """
     name = implementation(name, query, sinks)
-    if name == "xla" and whole and jax.default_backend() == "cpu":
+    if name == "xla" and whole is not False and jax.default_backend() == "cpu":
         return causal_attention(query, key, value, mask, sinks, scale, window)
     width, scale = value.shape[-1], query.shape[-1] ** -0.5 if scale is None else scale
     if width < key.shape[-1]:
@@ -52,7 +85,7 @@ def attend(
         key, value = _pad(key, axis=1, count=1), _pad(value, axis=1, count=1)
         mask = _pad(mask, axis=3, count=1, fill=True)
     # The mask says as much, but cuDNN's kernels leave out the half above the diagonal only if told.
-    causal = whole and name == "cudnn"
+    causal = bool(whole) and name == "cudnn"
     mixed = jax.nn.dot_product_attention(
         query, key, value, bias, mask, scale=scale, is_causal=causal, implementation=name
     )

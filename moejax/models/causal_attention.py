@@ -33,27 +33,29 @@ def block_ranges(length: int) -> list[tuple[int, int]]:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def causal_attention(
     query: Float[Array, "B S H d"],
-    key: Float[Array, "B S N d"],
-    value: Float[Array, "B S N v"],
-    mask: Bool[Array, "#B 1 S S"],
+    key: Float[Array, "B M N d"],
+    value: Float[Array, "B M N v"],
+    mask: Bool[Array, "#B 1 S M"],
     sinks: Float[Array, " H"] | None = None,
     scale: float | None = None,
     window: int = 0,
 ) -> Float[Array, "B S H v"]:
     """softmax(scale · query · key) · value, where ``mask`` lets a query see no later key.
 
-    Products run in the inputs' type, sums and the softmax in float32.
+    Products run in the inputs' type, sums and the softmax in float32. Where there are more keys
+    than queries, these are some of a row's, from a position on that only the mask says: then every
+    block multiplies with all keys.
 
     Args:
       query: queries; head h uses key/value head h // (H / N).
       key: keys.
       value: values.
-      mask: True where a query (third axis) sees a key (last). False above the diagonal, which is
-        not read throughout, and True somewhere in every row.
+      mask: True where a query (third axis) sees a key (last), and that somewhere in every row. For
+        as many keys as queries False above the diagonal, which is not read throughout.
       sinks: a logit a head that takes part in the softmax and has no value (gpt-oss).
       scale: factor on the scores; None means 1 / sqrt(d).
-      window: positions that the mask lets a query see at most, its own included: keys before those
-        are not read. 0 means all.
+      window: positions that the mask lets a query see at most, its own included: for as many
+        keys as queries, those before are not read. 0 means all.
 
     Returns:
       The mixed values, in the queries' type.
@@ -76,10 +78,13 @@ def _einsum(equation: str, *arrays: Array) -> Array:
     return jnp.einsum(equation, *arrays, preferred_element_type=jnp.float32)
 
 
-def _blocks(length: int, window: int) -> list[tuple[int, int, int]]:
-    """Start and end of each block of queries, and the first key that it sees."""
+def _blocks(length: int, keys: int, window: int) -> list[tuple[int, int, int, int]]:
+    """Start and end of each block of queries, the first key that it sees and the end of them."""
+    ranges = block_ranges(length)
+    if keys != length:
+        return [(start, end, 0, keys) for start, end in ranges]
     first = lambda start: max(0, start - window + 1) if window else 0
-    return [(start, end, first(start)) for start, end in block_ranges(length)]
+    return [(start, end, first(start), end) for start, end in ranges]
 
 
 def _scores(
@@ -102,9 +107,9 @@ def _forward(query, key, value, mask, sinks, scale, window):
     grouped, keys = _group(query, key.shape[2]), key.swapaxes(1, 2)
     values = value.swapaxes(1, 2)
     outs, log_totals = [], []
-    for start, end, first in _blocks(query.shape[1], window):
-        seen = (slice(None),) * 2 + (slice(first, end),)
-        block = mask[:, :, start:end, first:end]
+    for start, end, first, last in _blocks(query.shape[1], key.shape[1], window):
+        seen = (slice(None),) * 2 + (slice(first, last),)
+        block = mask[:, :, start:end, first:last]
         scores = _scores(grouped[..., start:end, :], keys[seen], block, scale)
         largest = jnp.max(scores, axis=-1, keepdims=True)
         if sinks is not None:
@@ -130,10 +135,10 @@ def _backward(scale, window, saved, d_out):
     query, key, value = _group(query, kv_heads), key.swapaxes(1, 2), value.swapaxes(1, 2)
     d_query, d_key, d_value = [], None, None
     # The last block reaches the last key; the others add to what lies before.
-    for start, end, first in reversed(_blocks(query.shape[3], window)):
+    for start, end, first, last in reversed(_blocks(query.shape[3], key.shape[2], window)):
         rows = (slice(None),) * 3 + (slice(start, end),)
-        seen = (slice(None),) * 2 + (slice(first, end),)
-        scores = _scores(query[rows], key[seen], mask[:, :, start:end, first:end], scale)
+        seen = (slice(None),) * 2 + (slice(first, last),)
+        scores = _scores(query[rows], key[seen], mask[:, :, start:end, first:last], scale)
         weights = jnp.exp(scores - log_total[rows])
         d_weights = _einsum("bngtd,bnsd->bngts", d_out[rows], value[seen])
         d_scores = weights * (d_weights - row_sum[rows]) * factor

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from moejax.moe.exchange import parts_of_length
+
 
 def chunked_cross_entropy(
     hidden: Float[Array, "B S D"],
@@ -26,7 +28,8 @@ def chunked_cross_entropy(
       head: output matrix.
       targets: next tokens.
       weights: weight of each token, 0 for padding; not differentiated.
-      chunk: positions of each row whose logits exist at once; 0 means all.
+      chunk: positions of each row whose logits exist at once; 0 means all. Where the length of rows
+        is cut over the mesh, each device has its share of them, from its own positions.
 
     Returns:
       The weighted sum of negative log-likelihoods.
@@ -68,18 +71,29 @@ def _join(pieces, hidden):
     if pieces is None:
         return None
     rows, length = hidden.shape[:2]
-    return jnp.moveaxis(pieces, 0, 1).reshape(rows, -1, *pieces.shape[3:])[:, :length]
+    parts = parts_of_length(length)
+    pieces = pieces.reshape(len(pieces), rows, parts, -1, *pieces.shape[3:])
+    pieces = jnp.moveaxis(pieces, 0, 2).reshape(rows, parts, -1, *pieces.shape[4:])
+    return pieces[:, :, : length // parts].reshape(rows, length, *pieces.shape[3:])
 
 
 def _split(hidden, targets, weights, chunk):
-    """The three arrays cut along S into chunks, stacked in front; the last is padded."""
-    size = min(chunk or hidden.shape[1], hidden.shape[1])
-    padding = -hidden.shape[1] % size
+    """The three arrays cut along S into chunks, stacked in front; the last is padded.
+
+    A chunk has as many positions of every part that a row's length is cut into, so that none of
+    them travels.
+    """
+    rows, length = hidden.shape[:2]
+    parts = parts_of_length(length)
+    size = min(-(-chunk // parts) or length // parts, length // parts)
+    padding = -(length // parts) % size
 
     def cut(array):
-        array = jnp.pad(array, ((0, 0), (0, padding)) + ((0, 0),) * (array.ndim - 2))
-        pieces = array.reshape(array.shape[0], -1, size, *array.shape[2:])
-        return jnp.moveaxis(pieces, 1, 0)
+        rest = array.shape[2:]
+        array = array.reshape(rows, parts, -1, *rest)
+        array = jnp.pad(array, ((0, 0), (0, 0), (0, padding)) + ((0, 0),) * len(rest))
+        pieces = jnp.moveaxis(array.reshape(rows, parts, -1, size, *rest), 2, 0)
+        return pieces.reshape(len(pieces), rows, parts * size, *rest)
 
     return cut(hidden), cut(targets), cut(weights)
 

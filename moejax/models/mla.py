@@ -3,7 +3,9 @@
 Keys and values of all heads are made of one latent a token, and one key that turns is shared by
 all heads. Whole rows are attended with keys and values made of the latents; with a cache, which
 holds latents and shared keys only, the matrix that would make them is applied to queries and
-outputs instead (section 2.1.2), so that all heads attend to the one latent.
+outputs instead (section 2.1.2), so that all heads attend to the one latent. Where the length of
+rows is cut over the mesh, latents and shared keys are gathered and every device makes the keys and
+values of all positions: of DeepSeek-V3, 576 numbers a token travel in place of 40,960.
 """
 
 import flax.linen as nn
@@ -11,8 +13,9 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from moejax.models.attend import attend
+from moejax.models.attend import attend, attend_on_device
 from moejax.models.attention import write
+from moejax.models.context import attend_from_here, is_cut
 from moejax.models.layers import DType, Linear, RMSNorm, kernel_init, linear
 from moejax.models.model_config import ModelConfig
 from moejax.models.rope import frequencies, rotate
@@ -77,7 +80,11 @@ class KeyValueUp(nn.Module):
         self, latent: Float[Array, "B S r"]
     ) -> tuple[Float[Array, "B S H n"], Float[Array, "B S H v"]]:
         """Keys and values of every head."""
-        both = linear(latent, self.kernel, 1, self.precision)
+        return self.made(latent, self.kernel)
+
+    def made(self, latent: Float[Array, "B S r"], kernel: Float[Array, "r H w"]):
+        """As a call, by some heads' part of the kernel."""
+        both = linear(latent, kernel, 1, self.precision)
         return both[..., : self.nope], both[..., self.nope :]
 
     def absorb_query(self, query: Float[Array, "B S H n"]) -> Float[Array, "B S H r"]:
@@ -136,12 +143,8 @@ class MultiHeadLatentAttention(nn.Module):
         )  # fmt: skip
         scale = config.head_dim**-0.5 * options.rope.softmax_factor
         if cache is None:
-            key, value = up(latent)
-            shared = jnp.broadcast_to(shared, (*key.shape[:3], shared.shape[-1]))
-            mixed = attend(
-                jnp.concatenate([still, turned], -1), jnp.concatenate([key, shared], -1), value,
-                mask, name=options.implementation, scale=scale,
-            )  # fmt: skip
+            query = jnp.concatenate([still, turned], -1)
+            mixed = self._attend(query, up, latent, shared, mask, scale)
         else:
             entry = jnp.concatenate([latent, shared[:, :, 0]], -1)
             cache = LatentCache(write(cache.entry, entry, cache.index), cache.index + x.shape[1])
@@ -154,6 +157,27 @@ class MultiHeadLatentAttention(nn.Module):
         axes = ("heads", "head_dim", "embed")
         out = Linear((x.shape[-1],), axes, 2, std, biased, precision, name="out")
         return out(mixed), cache
+
+    def _attend(self, query, up, latent, shared, mask, scale):
+        """Over whole rows, with the keys and values that latents make."""
+        name = self.config.attention.implementation
+
+        def keys_and_values(latent, shared, kernel):
+            key, value = up.made(latent, kernel)
+            shared = jnp.broadcast_to(shared, (*key.shape[:3], shared.shape[-1]))
+            return jnp.concatenate([key, shared], -1), value
+
+        # FP8's blocks of the kernel are those of all heads, which one device has not.
+        if not is_cut(query.shape[1]) or self.config.precision == "fp8":
+            key, value = keys_and_values(latent, shared, up.kernel)
+            return attend(query, key, value, mask, name=name, scale=scale)
+
+        def run(query, mask, latent, shared, kernel):
+            key, value = keys_and_values(latent, shared, kernel)
+            return attend_on_device(query, key, value, mask, name=name, scale=scale)
+
+        by_row = (latent, (None,)), (shared, (None, None))
+        return attend_from_here(run, query, mask, by_row, ((up.kernel, (None, "tensor", None)),))
 
     def _query(self, x: Float[Array, "B S D"]) -> Float[Array, "B S H d"]:
         """Queries, by a matrix of low rank with a norm between, or by a full one."""

@@ -66,6 +66,8 @@ def sample(
 
     start = (given, init_cache(config, batch, length))
     (tokens, _), _ = jax.lax.scan(body, start, jnp.arange(length - 1))
+    if not jax.sharding.get_abstract_mesh().empty:  # every process reads the text
+        tokens = jax.lax.with_sharding_constraint(tokens, jax.sharding.PartitionSpec())
     return tokens
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from moejax.moe.choose import Choice, choose_here
 from moejax.moe.dispatch import dispatch, drop, expert_capacity
-from moejax.moe.exchange import exchange, rows_in_reach
+from moejax.moe.exchange import exchange, slots_in_reach
 from moejax.moe.exchange.traffic import layer_traffic
 from moejax.moe.experts import Experts, ExpertWeights, SwiGLU, held_experts
 from moejax.moe.moe_config import MoEConfig
@@ -144,9 +144,9 @@ def _compute(
     # What FP8 holds needs more bits than bfloat16's, scales included.
     inputs = rows.astype(jnp.float32) if weights.precision == "fp8" else rows
     # Slots are a group's; a device may have to hold those of several.
-    reach = rows_in_reach(choice.exchange, rows.shape[0])
+    slots = slots_in_reach(choice.exchange, *rows.shape[:2], slots)
     y, beyond = exchange(
-        choice.exchange, functools.partial(dispatch, choice.dispatch, slots=slots * reach), inputs,
+        choice.exchange, functools.partial(dispatch, choice.dispatch, slots=slots), inputs,
         expert, gate, weights, factor=config.exchange_factor,
         exact=config.exchange_overflow == "exact",
     )  # fmt: skip

@@ -4,7 +4,9 @@ The rule, in this order: as little of ``tensor`` as fits, since it talks in ever
 over as many devices as share the chip's fast link, so that tokens stay on it, then over more; the
 smallest ``fsdp`` that fits; copies of the model (``data``) for the rest. Each device has one row at
 a time, and a step at most 16M tokens. The loss in chunks costs nothing and comes first where memory
-is short; rematerialisation costs FLOPs and comes before ``tensor``.
+is short; rematerialisation costs FLOPs and comes before ``tensor``. Last comes ``context``, as
+little as fits: only where a single row is too much for a device with all of these does its length
+have to be cut.
 """
 
 import dataclasses
@@ -23,6 +25,8 @@ LOSS_CHUNK = 512
 # Of a step: the largest batch of Llama-3.1-405B (arXiv 2407.21783, section 3.4).
 MOST_TOKENS = 2**24
 MOST_DEVICES = 2**20
+# Parts of a row: beyond these what each device gathers of the others' keys outgrows its own tokens.
+MOST_CONTEXT = 64
 BF16_MOMENTS = 4  # bytes of AdamW's two in bfloat16
 
 
@@ -244,21 +248,42 @@ def _saving(model: ModelConfig) -> tuple[str, ...]:
 
 def _first_that_fits(model: ModelConfig, devices: int, task: _Task) -> Suggestion:
     smallest = None
-    for tensor, changes in itertools.product(_tensors(model, devices, task), _variants(model)):
+    for context in _contexts(devices, task):
+        found = _first_with(model, devices, context, task)
+        if found.fits:
+            return found
+        if smallest is None or found.memory < smallest.memory:
+            smallest = found
+    assert smallest is not None  # rows that are not cut are always a layout
+    return smallest
+
+
+def _first_with(model: ModelConfig, devices: int, context: int, task: _Task) -> Suggestion:
+    """As ``_first_that_fits``, with rows cut into so many parts."""
+    smallest = None
+    tensors = _tensors(model, devices // context, task)
+    for tensor, changes in itertools.product(tensors, _variants(model)):
         changed = dataclasses.replace(model, **changes)
         named = {f"model.{name}": value for name, value in changes.items()}
-        for expert in _experts(model, devices // tensor, task.hardware):
-            rest = devices // tensor // expert
+        for expert in _experts(model, devices // context // tensor, task.hardware):
+            rest = devices // context // tensor // expert
             for fsdp in _divisors(rest):
                 if not _divides(model, "fsdp", fsdp):
                     continue
-                found = task.sized(changed, Layout(rest // fsdp, fsdp, expert, tensor), named)
+                layout = Layout(rest // fsdp, fsdp, expert, context, tensor)
+                found = task.sized(changed, layout, named)
                 if found.fits:
                     return found
                 if smallest is None or found.memory < smallest.memory:
                     smallest = found
     assert smallest is not None  # one device each is always a layout
     return smallest
+
+
+def _contexts(devices: int, task: _Task) -> list[int]:
+    """Parts that rows can be cut into, fewest first."""
+    sizes = [n for n in _divisors(devices) if n <= MOST_CONTEXT and task.seq_len % n == 0]
+    return sizes or [1]
 
 
 def _variants(model: ModelConfig) -> list[dict[str, Any]]:

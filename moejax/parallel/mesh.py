@@ -11,26 +11,28 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from moejax.config import ConfigError, check, check_positive
 from moejax.models.model_config import ModelConfig
-from moejax.moe.exchange import BATCH_AXES
+from moejax.moe.exchange import BATCH_AXES, CONTEXT_AXIS
 
-AXES = ("data", "fsdp", "expert", "tensor")
+AXES = ("data", "fsdp", "expert", "context", "tensor")
 
 # Logical axis of a parameter or an activation -> mesh axes. Every name that a model uses is here.
 RULES: dict[str, str | tuple[str, ...] | None] = {
-    "batch": BATCH_AXES,
-    "length": None,
-    "embed_act": None,
-    "layers": None,
-    "vocab": "tensor",
-    "embed": "fsdp",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "head_dim": None,
-    "latent": "fsdp",
-    "mlp": "tensor",
-    "expert": "expert",
-    "router_expert": None,
-    "norm": None,
+    # Activations.
+    "batch": BATCH_AXES,  # rows: copies, parameters' parts and experts' parts all take their own
+    "length": CONTEXT_AXIS,  # positions of a row: the first device has the first ones
+    "embed_act": None,  # the residual stream's width, whole on every device
+    # Parameters.
+    "layers": None,  # the axis that a segment's scan runs over
+    "vocab": "tensor",  # embedding and head: logits stay cut until their sum
+    "embed": "fsdp",  # the model's width in every matrix: gathered for a product, then let go
+    "heads": "tensor",  # query heads
+    "kv_heads": "tensor",  # key/value heads, each beside its query heads
+    "head_dim": None,  # one head's channels
+    "latent": "fsdp",  # MLA's latents, where no other axis of the matrix is the model's width
+    "mlp": "tensor",  # hidden width of dense layers, and of each expert
+    "expert": "expert",  # experts: tokens travel to them (moe.exchange)
+    "router_expert": None,  # the router's scores, needed whole for a choice
+    "norm": None,  # scales, as wide as what they multiply
 }
 
 
@@ -42,17 +44,19 @@ class MeshConfig:
       data: copies of the model, each with its own rows of the batch; 0 takes all devices left.
       fsdp: parts that parameters and optimizer state are cut into; rows are spread over it too.
       expert: parts that the experts are cut into; rows are spread over it too.
+      context: parts that every row's length is cut into; see ``moejax.models.context``.
       tensor: parts that heads, hidden widths and the vocabulary are cut into.
     """
 
     data: int = 1
     fsdp: int = 1
     expert: int = 1
+    context: int = 1
     tensor: int = 1
 
     def __post_init__(self) -> None:
         check(self.data >= 0, "mesh.data", self.data, "must not be below zero")
-        check_positive("mesh", self, "fsdp", "expert", "tensor")
+        check_positive("mesh", self, "fsdp", "expert", "context", "tensor")
 
     def shape(self, devices: int) -> tuple[int, ...]:
         """Sizes in the order of ``AXES``, with ``data`` filled in.
@@ -60,14 +64,14 @@ class MeshConfig:
         Raises:
           ConfigError: the mesh needs more devices than there are, or does not divide them.
         """
-        rest = self.fsdp * self.expert * self.tensor
+        rest = self.fsdp * self.expert * self.context * self.tensor
         data = self.data or max(1, devices // rest)
         needed = data * rest
         check(
             needed <= devices, "mesh", dataclasses.asdict(self),
             f"needs {needed} devices, but there are {devices}; make an axis smaller",
         )  # fmt: skip
-        return (data, self.fsdp, self.expert, self.tensor)
+        return (data, self.fsdp, self.expert, self.context, self.tensor)
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
@@ -77,13 +81,16 @@ def make_mesh(config: MeshConfig) -> Mesh:
     return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def check_fits(shape: tuple[int, ...], model: ModelConfig, batch_size: int) -> None:
+def check_fits(
+    shape: tuple[int, ...], model: ModelConfig, batch_size: int, seq_len: int
+) -> None:  # fmt: skip
     """Raises ConfigError where a mesh axis does not divide what it is to cut.
 
     Args:
       shape: sizes in the order of ``AXES``.
       model: the model's config.
       batch_size: rows of one micro-batch.
+      seq_len: positions of a row.
     """
     size = dict(zip(AXES, shape, strict=True))
     rows = math.prod(size[axis] for axis in BATCH_AXES)
@@ -92,7 +99,8 @@ def check_fits(shape: tuple[int, ...], model: ModelConfig, batch_size: int) -> N
         f"has to be cut into {rows} parts (mesh data x fsdp x expert) for each micro-batch; "
         "choose a multiple",
     )  # fmt: skip
-    for axis, field, value in cuts(model):
+    cut = [("context", "train.seq_len", seq_len), *cuts(model)]
+    for axis, field, value in cut:
         if value % size[axis]:
             remedy = f"does not divide {field} = {value}; choose a divisor, or change {field}"
             raise ConfigError(f"mesh.{axis}", size[axis], remedy)

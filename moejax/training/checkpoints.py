@@ -20,11 +20,15 @@ import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from moejax.parallel import together
 from moejax.training import manifest
 from moejax.training.checkpoint_config import CheckpointConfig
 from moejax.training.manifest import CheckpointError
 
 EXTRA, STATE = "extra.json", "state"
+# With several processes: how long those that have written wait for one that has not, and how long
+# a run that ends on an error waits for its last save.
+PEERS_SECONDS, CLOSE_SECONDS = 300, 20.0
 
 
 class Restored(NamedTuple):
@@ -42,7 +46,9 @@ class Checkpointer:
     Saves go on in the background, one at a time. A save that fails (a full disk) leaves the
     checkpoints before it as they were; its CheckpointError is passed to ``on_error`` at the next
     ``save``, ``poll``, ``finalize`` or ``close``, in the caller's thread, or raised there without
-    an ``on_error``. With several processes all call ``save``; process 0 writes the manifest.
+    an ``on_error``. With several processes all call the same methods in the same order, on a file
+    system that they share; process 0 writes the manifest, and what went wrong on one of them went
+    wrong on all.
 
     Args:
       directory: where the steps' folders are; made at the first save.
@@ -60,12 +66,14 @@ class Checkpointer:
         self.config = config or CheckpointConfig()
         self._on_error = on_error
         self._damaged: set[int] = set()  # found by a restore; they do not count as kept
-        self._orbax = ocp.StandardCheckpointer()
+        several = {"timeout_secs": PEERS_SECONDS} if together.count() > 1 else {}
+        self._orbax = ocp.StandardCheckpointer(async_options=ocp.AsyncOptions(**several))
         self._thread: threading.Thread | None = None
         self._failure: CheckpointError | None = None
         self._committed: list[int] = []
         self._at: int | None = None  # the step last saved or restored here
         self._begun: int | None = None  # the step that the run is known to have come through
+        self._before: int | None = None  # the one before it
         logging.getLogger("absl").addFilter(_drop_orbax_tracebacks)
 
     def __enter__(self) -> "Checkpointer":
@@ -110,7 +118,7 @@ class Checkpointer:
         self.finalize()
         if step == self._at:
             return False
-        later = [s for s in self.steps() if s >= step]
+        later = [s for s in together.decide(self.steps) if s >= step]
         if later and (self._begun is None or self._begun > step):
             raise CheckpointError(
                 f"{self.directory} already has a checkpoint of step {later[-1]}, and this run did "
@@ -118,8 +126,7 @@ class Checkpointer:
             )
         leaves, text = _describe(state), json.dumps(dict(extra), indent=1)
         try:
-            if jax.process_index() == 0:
-                self._clear(step)
+            together.decide(lambda: self._clear(step), OSError)
             self._orbax.save(self._folder(step) / STATE, state)
         except OSError as error:
             self._fail(step, error)
@@ -128,8 +135,9 @@ class Checkpointer:
         loss = val_loss if val_loss is not None and math.isfinite(val_loss) else None
         content = {"step": step, "val_loss": loss, "leaves": leaves}
         self._thread = threading.Thread(
-            target=self._seal, args=(step, text, content), name="seal checkpoint"
-        )
+            target=self._seal, args=(step, text, content), name="seal checkpoint",
+            daemon=together.count() > 1,
+        )  # fmt: skip
         self._thread.start()
         if wait:
             self.finalize()
@@ -144,12 +152,30 @@ class Checkpointer:
     def finalize(self) -> None:
         """Waits for the pending save and its manifest; reports a failed save."""
         if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+            self._join()
         self._report()
 
+    def _join(self) -> None:
+        """Waits for the pending save; if it failed on one process, it did on all."""
+        self._thread.join()
+        self._thread = None
+        told = together.exchange(None if self._failure is None else str(self._failure))
+        failed = next((text for text in told if text is not None), None)
+        if failed is not None and self._failure is None:
+            self._failure = CheckpointError(failed)
+            self._at = self._begun = self._before
+
     def close(self) -> None:
-        """Waits for what is pending, reports a failed save, and ends Orbax's threads."""
+        """Waits for what is pending, reports a failed save, and ends Orbax's threads.
+
+        One of several processes that has a save pending here ends on an error: its peers may be
+        gone, and it does not wait for them for long.
+        """
+        if self._thread is not None and together.count() > 1:
+            self._thread.join(CLOSE_SECONDS)
+            if self._thread.is_alive():
+                return
+            self._thread = None
         try:
             self.finalize()
         finally:
@@ -194,7 +220,7 @@ class Checkpointer:
         except Exception as error:  # whatever it was, it is told to the caller's thread
             self._fail(step, error)
             return
-        self._at = self._begun = step
+        self._before, self._at, self._begun = self._at, step, step
         self._committed.append(step)
         try:
             if jax.process_index() == 0:
@@ -229,12 +255,14 @@ class Checkpointer:
         Raises:
           CheckpointError: they cannot be deleted.
         """
-        given_up = [s for s in self.steps() if s > step]
         self._at, self._begun = (step if self._at == step else None), step
+        return together.decide(lambda: self._delete_after(step), CheckpointError)
+
+    def _delete_after(self, step: int) -> list[int]:
+        given_up = [s for s in self.steps() if s > step]
         try:
             for other in (s for s in self.folders() if s > step):
-                if jax.process_index() == 0:
-                    manifest.delete(self._folder(other))
+                manifest.delete(self._folder(other))
         except OSError as error:
             raise CheckpointError(
                 f"checkpoints of steps {given_up} are given up and cannot be deleted: "
@@ -307,13 +335,13 @@ class Checkpointer:
             differs is named).
         """
         if self._thread is not None:
-            self._thread.join()
+            self._join()
         failure, self._failure = self._failure, None
         messages = [] if failure is None else [str(failure)]
         refused = []
-        for candidate in self.folders()[::-1] if step is None else [step]:
+        for candidate in together.decide(self.folders)[::-1] if step is None else [step]:
             try:
-                self.verify(candidate)
+                together.decide(lambda step=candidate: self.verify(step), CheckpointError)
             except CheckpointError as error:
                 refused.append(str(error))
                 continue

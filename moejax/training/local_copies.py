@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 
 from moejax.config import ConfigError, check
 from moejax.output_folder import why_not_writable
+from moejax.parallel import together
 from moejax.training.checkpoints import CheckpointConfig, Checkpointer, CheckpointError, Restored
 from moejax.training.run_dir import RunDirectory
 
@@ -91,10 +92,10 @@ def check_folder(config: CheckpointConfig) -> None:
     where = "checkpoint.local_dir"
     why = why_not_writable(pathlib.Path(config.local_dir).absolute())
     check(why is None, where, config.local_dir, why or "")
-    if jax.process_count() > 1:
+    if together.count() > 1:
         raise ConfigError(
             where, config.local_dir,
-            f"copies are of the whole state, and each of {jax.process_count()} processes has a "
+            f"copies are of the whole state, and each of {together.count()} processes has a "
             "part of it; leave local_dir out",
         )  # fmt: skip
 
@@ -121,18 +122,19 @@ def restore_newest(
       CheckpointError: the first place has some, and no place has a good one; or the newest good
         one is of another model.
     """
-    found = [(s, i) for i, place in enumerate(places) for s in place.folders() if allowed(s)]
+    steps = together.decide(lambda: [place.folders() for place in places])
+    found = [(s, i) for i, own in enumerate(steps) for s in own if allowed(s)]
     refused: list[str] = []
     for step, i in sorted(found, reverse=True):
         try:
-            places[i].verify(step)
+            together.decide(lambda step=step, i=i: places[i].verify(step), CheckpointError)
         except CheckpointError as error:
             refused.append(f"{error} (in {places[i].directory})" if i else str(error))
             continue
         if refused:
             refused.append(f"going back to the checkpoint of step {step}")
         if i:
-            own = max((s for s in places[0].steps() if allowed(s)), default=None)
+            own = max((s for s in places[0].steps() if allowed(s)), default=None)  # one process
             than = "none" if own is None else f"of step {own}"
             refused.append(
                 f"the checkpoint of step {step} is a local copy in {places[i].directory}; the run "
@@ -144,7 +146,7 @@ def restore_newest(
         for other in places[:i] + places[i + 1 :]:
             other.came_through(step)
         return restored
-    if any(allowed(s) for s in places[0].steps()):
+    if any(allowed(s) for s in together.decide(places[0].steps)):
         raise CheckpointError(f"no good checkpoint in {places[0].directory}: {'; '.join(refused)}")
     for text in refused:
         say(text)

@@ -11,18 +11,20 @@ import numpy as np
 from moejax.cost.ledger import Ledger
 from moejax.data import baselines, train_iterator, validation_batches
 from moejax.models.sampling import generate
-from moejax.parallel import sharding
+from moejax.parallel import sharding, together
+from moejax.parallel.rows import LocalRows
 from moejax.training import prepare, run_dir
 from moejax.training.beginning import Beginning, announcement, from_checkpoint, from_seed
 from moejax.training.checkpoints import Checkpointer, CheckpointError
-from moejax.training.divergence import leave_inspection, newest_good, rewind_line, stopped_by
 from moejax.training.failures import Interrupted, NonFiniteLoss, RunFailed
 from moejax.training.guard import BadStep, Guard, Skipping
-from moejax.training.local_copies import open_local, restore_newest, run_name
+from moejax.training.local_copies import open_local, restore_newest
 from moejax.training.metrics import MetricsError, MetricWriter
 from moejax.training.programs import Programs, compile_programs, hyper
 from moejax.training.progress import Progress
+from moejax.training.rewind import give_up_after, rewind
 from moejax.training.signals import StopRequest
+from moejax.training.silent import Silent
 from moejax.training.step import Batch, StepMetrics
 from moejax.training.step_log import StepLog
 from moejax.training.validation import ValidationStopped, validate
@@ -65,7 +67,9 @@ class Run:
         self.setup, self.directory, self.ledger, self.stop = setup, directory, ledger, stop
         self.config = setup.config
         self._make_programs, self._resume_from = programs, resume_from
-        self._rows = sharding(setup.mesh, None, "batch", "length")
+        self.first = together.index() == 0  # process 0 alone writes and speaks
+        self._vote = together.StopVote()
+        self._train_rows, self._eval_rows = _rows_of(setup)
         self.step = self.tokens = 0
         self.val_step: int | None = None
         self.loss = self.val_loss = math.nan
@@ -73,14 +77,14 @@ class Run:
         self.baselines = baselines(setup.dataset)
         self.log = StepLog(setup, ledger)
         self.guard = Guard(self.config.guard)
-        self._pending: Pending | None = None
+        self.pending: Pending | None = None
         self._step_flops = 0.0  # of the last step that was read
         self.failed_saves: list[str] = []
         self.failed_metrics = 0
         folder, checkpoint = directory.path / run_dir.CHECKPOINTS, self.config.checkpoint
         self.checkpoints = Checkpointer(folder, checkpoint, self._save_failed)
         self.local = open_local(checkpoint, directory, self._copy_failed)
-        self._places = [self.checkpoints] + ([self.local] if self.local else [])
+        self.places = [self.checkpoints] + ([self.local] if self.local else [])
         self.progress: Progress | None = None
 
     def start(self) -> None:
@@ -89,10 +93,14 @@ class Run:
             self.say(text)
         with self.ledger.phase("compile"):
             self.programs, self._hyper = self._make_programs(self.setup), hyper(self.setup)
+        for text in self.programs.notes:
+            self.say(text)
         self._begin()
 
     def say(self, text: str) -> None:
         """A line for the user, above the bar where there is one."""
+        if not self.first:
+            return
         if self.progress is None:
             print(text, file=sys.stderr, flush=True)
         else:
@@ -103,10 +111,10 @@ class Run:
         directory, steps, found = self.directory, self.config.train.steps, None
         if self._resume_from is not None:
             restored = self.checkpoints.restore(self.programs.abstract, self._resume_from)
-            self._give_up_after(restored.step)
+            give_up_after(self, restored.step)
             found = from_checkpoint(restored)
         elif directory.resumed:
-            restored = restore_newest(self._places, self.programs.abstract, self.say)
+            restored = restore_newest(self.places, self.programs.abstract, self.say)
             found = None if restored is None else from_checkpoint(restored)
         elif self.local is not None:
             self.local.delete()  # of a run that was here before
@@ -114,33 +122,23 @@ class Run:
             self.say(f"resuming at step {found.step} of {steps}")
         elif directory.resumed:
             self.say("resuming: the run has no checkpoint yet, so from step 0")
-        self._go_from(found or from_seed(self.programs, self.config.seed))
-        self.progress = Progress(steps, self.step)
+        self.go_from(found or from_seed(self.programs, self.config.seed))
+        self.progress = Progress(steps, self.step) if self.first else Silent()
 
-    def _give_up_after(self, step: int) -> None:
-        """Deletes what later steps left behind (-1: all that there is), and says so."""
-        given_up = sorted({s for place in self._places for s in place.give_up_after(step)})
-        self.directory.give_up(max(step, 0), given_up)
-        if self.local is not None:
-            self.local.rename(run_name(self.directory))
-        if given_up:
-            steps = ", ".join(map(str, given_up))
-            self.say(f"going back to step {max(step, 0)}: given up: checkpoints of steps {steps}")
-
-    def _go_from(self, found: Beginning) -> None:
+    def go_from(self, found: Beginning) -> None:
         """Takes a state to train on from, and opens the batches and the metrics after it."""
         train, data = self.config.train, self.config.data
         self.state, self.step, self.tokens = found.state, found.step, found.tokens
         self.loss, self.val_loss, self.val_step = found.loss, found.val_loss, found.val_step
         self.guard.load(found.guard)
         self.ledger.begin_from(self.step, self.tokens)
-        self.writer = MetricWriter(
-            self.directory.path, resume_step=self.step, on_error=self._metrics_failed
+        where, failed = self.directory.path, self._metrics_failed
+        self.writer = (
+            MetricWriter(where, resume_step=self.step, on_error=failed) if self.first else Silent()
         )
         batches = train_iterator(
             self.setup.dataset.train, batch_size=train.batch_size, seed=self.config.seed,
-            start=found.position, process_index=jax.process_index(),
-            process_count=jax.process_count(), prefetch=data.prefetch,
+            start=found.position, take=self._train_rows.numbers, prefetch=data.prefetch,
         )  # fmt: skip
         self.batches = Skipping(batches, self.guard.skipped)
 
@@ -151,7 +149,7 @@ class Run:
             try:
                 return self._train_on()
             except BadStep as bad:
-                self._rewind(bad)
+                rewind(self, bad)
 
     def _train_on(self) -> str:
         """As ``train``, up to a bad step.
@@ -161,20 +159,20 @@ class Run:
         steps = self.config.train.steps
         status = "completed"
         while self.step < steps:
-            reason = self._stop_reason(in_flight=self._pending is not None)
+            reason = self._vote.ask(self._stop_reason(in_flight=self.pending is not None))
             if reason is not None:
-                status, text = reason
-                self.say(text)
+                status, why = reason
+                self.say(f"{why}: stopping after step {self.step}")
                 break
             with self.ledger.phase("data_wait"):
                 host_batch = next(self.batches)
             with self.ledger.phase("train"):
-                batch = self._place(host_batch, self.config.train.micro_batches)
+                batch = _place(host_batch, self._train_rows)
                 with jax.transfer_guard("disallow"):
                     self.state, metrics = self.programs.train_step(self.state, batch, self._hyper)
                 self.step += 1
-                before = self._pending
-                self._pending = Pending(self.step, metrics, host_batch, self.batches.position - 1)
+                before = self.pending
+                self.pending = Pending(self.step, metrics, host_batch, self.batches.position - 1)
                 self._read(before)
                 if self._due(self.step):
                     self._read_pending()
@@ -185,7 +183,7 @@ class Run:
         return status
 
     def _read_pending(self) -> None:
-        pending, self._pending = self._pending, None
+        pending, self.pending = self.pending, None
         self._read(pending)
 
     def _due(self, step: int) -> bool:
@@ -196,8 +194,9 @@ class Run:
         return validate or copied or self.config.checkpoint.due(step, train.steps)
 
     def _stop_reason(self, in_flight: bool) -> tuple[str, str] | None:
+        """What this process has against another step: a status, and why in words."""
         if self.stop.name is not None:
-            return "interrupted", f"{self.stop.name}: stopping after step {self.step}"
+            return "interrupted", self.stop.name
         ledger, train = self.ledger, self.config.train
         # The step in flight is expected to cost what its config says, or the last one if more.
         planned = train.batch_size * train.seq_len * self.setup.billing.flops_per_token
@@ -205,15 +204,9 @@ class Run:
         spent = self.config.budget.exceeded(
             ledger.total_dollars, ledger.total_flops + ahead, ledger.total_hours
         )
-        return None if spent is None else ("budget", f"{spent}: stopping after step {self.step}")
+        return None if spent is None else ("budget", spent)
 
-    def _place(self, batch: dict[str, np.ndarray], parts: int) -> Batch:
-        """A process's rows on the mesh, as micro-batches."""
-        split = lambda rows: rows.reshape(parts, -1, rows.shape[-1])
-        place = lambda rows: jax.make_array_from_process_local_data(self._rows, split(rows))
-        return Batch(*(place(batch[name]) for name in FIELDS))
-
-    def _charge(self, done: Pending) -> StepMetrics:
+    def charge(self, done: Pending) -> StepMetrics:
         """Waits for a step, fetches its metrics and charges it."""
         metrics = done.metrics
         if not self.log.due(done.step):
@@ -230,7 +223,7 @@ class Run:
         """Charges a step, judges its loss and logs it where that is due."""
         if done is None:
             return
-        fetched = self._charge(done)
+        fetched = self.charge(done)
         self.loss = float(fetched.loss)
         why = self.guard.judge(self.loss, float(fetched.gradient_norm))
         if why is not None:
@@ -239,50 +232,6 @@ class Run:
         self.progress.tick(done.step)
         if self.log.due(done.step):
             self.log.log(done.step, fetched, self.tokens, self.writer, self.progress)
-
-    def _rewind(self, bad: BadStep) -> None:
-        """Goes back to the last good state and leaves out the batches around the bad one.
-
-        Raises:
-          Diverged: the run is to stop, or there is nothing good to go back to.
-        """
-        guard = self.guard
-        if self._pending is not None:  # computed on what the bad step made
-            with self.ledger.phase("train"):
-                self._charge(self._pending)
-        self._pending = None
-        for place in self._places:
-            place.finalize()
-        last_good = newest_good(self.checkpoints.steps(), guard, bad)
-        leave_inspection(self.directory.path, bad, last_good, self.say)
-        if not guard.may_rewind:
-            raise stopped_by(bad, guard, last_good)
-        self.batches.close()
-        self.writer.close()
-        self.state = None  # two states need not fit into memory
-        with self.ledger.phase("checkpoint"):
-            restored = restore_newest(
-                self._places, self.programs.abstract, self.say,
-                lambda step: guard.is_good(step, bad.step),
-            )  # fmt: skip
-            if restored is not None:
-                found = from_checkpoint(restored)
-            elif self._may_begin_again(bad):
-                found = from_seed(self.programs, self.config.seed)
-            else:
-                raise stopped_by(bad, guard, last_good)
-            self._give_up_after(-1 if restored is None else found.step)
-            self._go_from(found)
-        entry = guard.rewind(bad, found.step, found.position)
-        self.batches.skip(entry["skipped"])
-        self.say(rewind_line(entry, len(guard.rewound), guard.config.most_rewinds))
-
-    def _may_begin_again(self, bad: BadStep) -> bool:
-        """Whether step 0 is the last good state: the seed makes it, and no checkpoint was due."""
-        due, steps = self.config.checkpoint.due, self.config.train.steps
-        started_here = "from" not in self.directory.record
-        early = not any(due(step, steps) for step in range(1, bad.step - 1))
-        return started_here and early and self.guard.is_good(0, bad.step)
 
     def _validate_and_save(self) -> None:
         train, step = self.config.train, self.step
@@ -308,10 +257,9 @@ class Run:
                 dataset.validation,
                 batch_size=train.batch_size // train.micro_batches,
                 max_batches=max_batches or None,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
+                take=self._eval_rows.numbers,
             )
-            placed = (self._place(batch, 1) for batch in batches)
+            placed = (_place(batch, self._eval_rows) for batch in batches)
             try:
                 found = validate(self.programs.eval_step, self.state, self._until_asked(placed))
             except ValidationStopped:
@@ -331,7 +279,7 @@ class Run:
     def _until_asked(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Batches until a signal comes: held-out text may take longer than the grace period."""
         for batch in batches:
-            if self.stop.name is not None and jax.process_count() == 1:
+            if self.stop.name is not None and together.count() == 1:
                 raise ValidationStopped
             yield batch
 
@@ -386,7 +334,7 @@ class Run:
         self._save()
         with self.ledger.phase("checkpoint"):
             self.checkpoints.finalize()
-        if self.step not in self.checkpoints.steps():
+        if self.step not in together.decide(self.checkpoints.steps):
             why = (self.failed_saves or ["its folder is gone"])[-1]
             raise RunFailed(f"the last checkpoint was not saved: {why}")
         if status == "completed" and self.local is not None:
@@ -407,6 +355,18 @@ class Run:
         for part in ("progress", "writer", "batches", "local", "checkpoints"):
             if getattr(self, part, None) is not None:
                 getattr(self, part).close()
+
+
+def _rows_of(setup: prepare.Setup) -> tuple[LocalRows, LocalRows]:
+    """This process's rows of a training batch, and of a held-out one, as large as a micro-batch."""
+    train, where = setup.config.train, sharding(setup.mesh, None, "batch", "length")
+    parts, rows, seq_len = train.micro_batches, train.batch_size, train.seq_len
+    return LocalRows(where, parts, rows, seq_len), LocalRows(where, 1, rows // parts, seq_len)
+
+
+def _place(batch: dict[str, np.ndarray], rows: LocalRows) -> Batch:
+    """A process's rows on the mesh, as micro-batches."""
+    return Batch(*(rows.place(batch[name]) for name in FIELDS))
 
 
 __all__ = ["Interrupted", "NonFiniteLoss", "Run", "RunFailed"]

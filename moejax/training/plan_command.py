@@ -22,13 +22,14 @@ from moejax.models.presets import PRESETS
 from moejax.parallel import check_fits
 from moejax.parallel.layout import placed, suggest
 from moejax.training import run_config
+from moejax.training.lowering import lowered
 from moejax.training.prepare import layout_of, optimizer_bytes, placement_of, with_remedies
 
 DEFAULT_HARDWARE, DEFAULT_SEQ_LEN = "h100_sxm", 4096
 # Flags of a deployment.
 _SERVING = ("list_price", "input_per_output", "cache_hit_share")
 # Flags that say how a model is trained: of no use to what chooses the model, or has no training.
-_TRAINING = ("measured", "exchange", "overlap", "expert_devices", "compare")
+_TRAINING = ("measured", "exchange", "overlap", "expert_devices", "compare", "lower")
 
 
 def plan(options: Namespace) -> dict[str, Any]:
@@ -42,7 +43,8 @@ def plan(options: Namespace) -> dict[str, Any]:
     With ``--budget`` there is neither config nor model: it chooses them (``plan_budget``). With
     ``--compare`` there are several chips and a table (``moejax.cost.compare``). ``--published``
     plans nothing: it rebuilds bills in print (``moejax.cost.published``). ``--serve`` is the bill
-    of a deployment (``moejax.cost.serving_plan``).
+    of a deployment (``moejax.cost.serving_plan``). ``--lower`` adds what a compiled step says
+    (``moejax.training.lowering``).
 
     Raises:
       UserError: not exactly one of ``--config``, ``--model`` and ``--hf-config``, flags that
@@ -66,13 +68,24 @@ def plan(options: Namespace) -> dict[str, Any]:
         raise UserError("give either --config=FILE, --model=NAME or --hf-config=config.json")
     _check_numbers(options)
     check(
+        not options.lower or options.config is not None, "--lower", True,
+        "compiles a config's training step, and a published model says nothing of its training; "
+        "give --config=FILE",
+    )  # fmt: skip
+    check(
         options.mfu is None or not options.measured, "--mfu", options.mfu,
         "contradicts --measured, which says the utilisation; leave one out",
     )  # fmt: skip
     subject = _config_subject(options) if options.config else _model_subject(options)
     _check_exchange(options, subject.model)
-    compared = options.compare is not None
-    return _comparison(options, subject) if compared else _one_plan(options, subject)
+    if options.compare is not None:
+        check(not options.lower, "--lower", True, "compiles one config's step, and --compare has "
+              "no layout; leave out one of the two")  # fmt: skip
+        return _comparison(options, subject)
+    found = _one_plan(options, subject)
+    if options.lower:
+        found["lowered"] = lowered(options.config, options.overrides, options.devices)
+    return found
 
 
 def _of_serving(options: Namespace) -> dict[str, Any]:
@@ -247,7 +260,7 @@ def _check_mesh(config: run_config.RunConfig, devices: int) -> None:
     """Raises ConfigError where the config's mesh needs other devices, or does not divide it."""
     train = config.train
     shape = config.mesh.shape(devices)
-    check_fits(shape, config.model, train.batch_size // train.micro_batches)
+    check_fits(shape, config.model, train.batch_size // train.micro_batches, train.seq_len)
 
 
 def _comparison(options: Namespace, subject: _Subject) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pathlib
 import jax
 import optax
 
-from moejax.config import UserError, check
+from moejax.config import check
 from moejax.cost import counts, hardware, prices, utilisation
 from moejax.cost.memory import Layout, Placement
 from moejax.cost.plan import make_plan
@@ -85,13 +85,17 @@ def prepare(config: RunConfig) -> Setup:
     Raises:
       ConfigError: devices, mesh, batch, corpus or tokenizer do not fit the config.
     """
-    if jax.process_count() > 1:
-        raise UserError("a run of several processes is not possible yet; start one process")
     use_compilation_cache(config.data.cache_path / "xla")
     train = config.train
     mesh = make_mesh(config.mesh)
-    check_fits(tuple(mesh.shape.values()), config.model, train.batch_size // train.micro_batches)
+    check(
+        jax.process_count() == 1 or mesh.size == jax.device_count(), "mesh",
+        dataclasses.asdict(config.mesh),
+        f"has {mesh.size} of the {jax.device_count()} devices of {jax.process_count()} processes, "
+        "and each has to take part; mesh.data = 0 takes all devices that are left",
+    )  # fmt: skip
     part = train.batch_size // train.micro_batches
+    check_fits(tuple(mesh.shape.values()), config.model, part, train.seq_len)
     choice = choose_back_ends(config.model, mesh)
     with jax.set_mesh(mesh):
         products = grouped_products(config.model, choice, part, train.seq_len)
@@ -207,9 +211,9 @@ def plan_run(setup: Setup) -> dict:
 
 def layout_of(mesh: MeshConfig, devices: int | None = None) -> Layout:
     """A mesh's sizes as ``moejax.cost`` has them; ``data`` is filled in from the devices."""
-    rest = mesh.fsdp * mesh.expert * mesh.tensor
+    rest = mesh.fsdp * mesh.expert * mesh.context * mesh.tensor
     copies = mesh.data or max(1, (devices or 1) // rest)
-    return Layout(copies, mesh.fsdp, mesh.expert, mesh.tensor)
+    return Layout(copies, mesh.fsdp, mesh.expert, mesh.context, mesh.tensor)
 
 
 def placement_of(config: RunConfig, layout: Layout) -> Placement:

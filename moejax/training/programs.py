@@ -7,12 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from moejax.parallel import sharding
 from moejax.training.prepare import Setup
+from moejax.training.run_config import RunConfig
 from moejax.training.schedules import Hyper
+from moejax.training.sent import sends, sent_lines
 from moejax.training.state import TrainState, make_init
 from moejax.training.step import Batch, StepMetrics, make_eval_step, make_shared_step
 
@@ -28,12 +30,14 @@ class Programs:
       train_step: an optimizer step; overwrites its state.
       eval_step: see ``make_eval_step``; takes one micro-batch.
       abstract: the state's shapes as ``jax.ShapeDtypeStruct`` with shardings.
+      notes: what a step sends between devices, and warnings of axes that waste; none on one device.
     """
 
     init: Callable[[Array], TrainState]
     train_step: Callable[[TrainState, Batch, Hyper], tuple[TrainState, StepMetrics]]
     eval_step: Callable[[TrainState, Batch], tuple[Float[Array, ""], Float[Array, ""]]]
     abstract: TrainState
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,28 +52,50 @@ class Lowered:
 
 def lower(setup: Setup) -> Lowered:
     """Traces and lowers a run's programs, on the current mesh."""
-    config, mesh, train = setup.config, setup.mesh, setup.config.train
+    config, mesh = setup.config, setup.mesh
     init, abstract = make_init(config.model, setup.optimizer, mesh)
-    rows = sharding(mesh, None, "batch", "length")
+    whole = NamedSharding(mesh, PartitionSpec())  # of metrics: every process reads them
+    return Lowered(
+        init.lower(jax.random.key(config.seed)),
+        lower_step(config, abstract, mesh, hyper(setup)),
+        # A validation batch is as large as a micro-batch: what trains in memory also validates.
+        jax.jit(make_eval_step(config.model), out_shardings=whole).lower(
+            abstract, _batch(batch_rows(config, mesh, parts=1))
+        ),
+        abstract,
+    )
 
-    def batch(parts: int) -> Batch:
-        shape = (parts, train.batch_size // train.micro_batches, train.seq_len)
-        leaf = jax.ShapeDtypeStruct(shape, np.int32, sharding=rows)
-        return Batch(leaf, leaf, leaf, leaf)
 
-    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+def lower_step(
+    config: RunConfig, abstract: TrainState, mesh: Mesh, told: Hyper
+) -> jax.stages.Lowered:
+    """Traces and lowers one optimizer step, on the current mesh.
+
+    Args:
+      config: the run.
+      abstract: the state's shapes with shardings, from ``make_init``.
+      mesh: where it will run.
+      told: what the step takes beside state and batch.
+    """
+    whole = NamedSharding(mesh, PartitionSpec())
     step = jax.jit(
         make_shared_step(config.model, config.optim),
         donate_argnums=0,
-        out_shardings=(state_shardings, None),
+        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), whole),
     )
-    return Lowered(
-        init.lower(jax.random.key(config.seed)),
-        step.lower(abstract, batch(train.micro_batches), hyper(setup)),
-        # A validation batch is as large as a micro-batch: what trains in memory also validates.
-        jax.jit(make_eval_step(config.model)).lower(abstract, batch(1)),
-        abstract,
-    )
+    return step.lower(abstract, _batch(batch_rows(config, mesh)), told)
+
+
+def batch_rows(config: RunConfig, mesh: Mesh, parts: int = 0) -> jax.ShapeDtypeStruct:
+    """Shape and sharding of a batch's token ids; ``parts`` 0 means the config's micro-batches."""
+    train = config.train
+    rows = train.batch_size // train.micro_batches
+    shape = (parts or train.micro_batches, rows, train.seq_len)
+    return jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding(mesh, None, "batch", "length"))
+
+
+def _batch(rows: jax.ShapeDtypeStruct) -> Batch:
+    return Batch(rows, rows, rows, rows)
 
 
 def compile_programs(setup: Setup) -> Programs:
@@ -81,7 +107,16 @@ def compile_programs(setup: Setup) -> Programs:
         init, train_step, eval_step = pool.map(lambda part: part.compile(), parts)
     finally:
         pool.shutdown(wait=False)  # a signal that stops the run waits for no compiler
-    return Programs(init, train_step, eval_step, lowered.abstract)
+    notes = tuple(_notes(setup, train_step, lowered.abstract))
+    return Programs(init, train_step, eval_step, lowered.abstract, notes)
+
+
+def _notes(setup: Setup, step: jax.stages.Compiled, abstract: TrainState) -> list[str]:
+    """What the step sends between devices, in lines; nothing on one device."""
+    if setup.mesh.size == 1:
+        return []
+    rows = batch_rows(setup.config, setup.mesh)
+    return sent_lines(*sends(step.as_text(), setup.config.model, setup.mesh, abstract, rows))
 
 
 def compiling() -> bool:

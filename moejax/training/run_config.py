@@ -168,7 +168,7 @@ def differences(
     Returns:
       Lines such as ``optim.learning_rate (0.001 -> 0.002)``.
     """
-    before, after = _flat(old), _flat(new)
+    before, after = flat(old), flat(new)
     lines = []
     for name in sorted(before.keys() | after.keys()):
         free = any(name == field or name.startswith(field + ".") for field in may_change)
@@ -177,14 +177,15 @@ def differences(
     return lines
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested config as one level: dotted field to value."""
+    fields = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{name}.")
+            fields |= flat(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = value
-    return flat
+            fields[prefix + name] = value
+    return fields
 
 
 def load(path: str, overrides: list[str]) -> RunConfig:

@@ -17,6 +17,7 @@ from typing import Any
 import moejax
 from moejax.config import ConfigError, UserError
 from moejax.data import TextDataset, tokenizers
+from moejax.parallel import together
 from moejax.training import manifest
 from moejax.training.manifest import write_whole
 from moejax.training.run_config import RunConfig, differences
@@ -88,6 +89,8 @@ class RunDirectory:
         """
         entry = {"to": step, "steps": list(steps)}
         self.record["given_up"] = [*self.record.get("given_up", []), entry]
+        if together.index():
+            return
         self._write(CONFIG, self.record)
         done = self.finished()
         if done is not None and done["step"] > step:

@@ -3,6 +3,7 @@
 import math
 from typing import TYPE_CHECKING, Any
 
+from moejax.parallel import together
 from moejax.training import prepare
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ def summarize(run: "Run", status: str) -> dict[str, Any]:
     train_seconds = ledger.seconds["train"]
     return {
         "status": status,
+        "processes": together.count(),
         "step": run.step,
         "tokens": run.tokens,
         "loss": finite(run.loss),

@@ -1,5 +1,6 @@
 """From a config to a finished run directory: what opens, runs and closes a run."""
 
+import os
 import pathlib
 import sys
 import time
@@ -11,7 +12,8 @@ import jax
 from moejax.config import UserError
 from moejax.cost.ledger import Ledger, process_age
 from moejax.cost.meter import open_meter
-from moejax.training import charge_exchange, local_copies, prepare, run_dir
+from moejax.parallel import heartbeat, together
+from moejax.training import charge_exchange, prepare, run_dir, several
 from moejax.training.failures import Interrupted, InterruptedAtOnce, RunFailed
 from moejax.training.loop import Run
 from moejax.training.programs import ProgramCache, compile_programs
@@ -57,20 +59,16 @@ def train(
     with StopRequest() as stop:
         try:
             with stop.at_once():
-                path = run_dir.check_workdir(workdir)
-                if resume_from is not None:
-                    run_dir.check_step(path, resume_from)
-                setup = prepare.prepare(config)
-                local_copies.check_folder(config.checkpoint)
-                directory = run_dir.open_run(path, setup.config, setup.dataset)
+                setup, directory, path = several.open_setup(config, workdir, resume_from)
         except StoppedAtOnce:
             raise Interrupted(f"{stop.name}: before it began; nothing was written") from None
-        done = directory.finished()
+        done = together.decide(directory.finished)
         if done is not None and resume_from is None:
-            print(f"{workdir}: the run is complete; nothing to do", file=sys.stderr)
+            if together.index() == 0:
+                print(f"{workdir}: the run is complete; nothing to do", file=sys.stderr)
             return done
         compiled = programs.get if programs else compile_programs
-        with directory.create(setup.dataset):
+        with several.created(directory, setup.dataset):
             ledger = _open_ledger(setup, path, begun)
             start = lambda: Run(setup, directory, ledger, stop, compiled, resume_from)
             return _run(start, setup, directory, ledger, stop)
@@ -78,9 +76,12 @@ def train(
 
 def _open_ledger(setup: prepare.Setup, path: pathlib.Path, begun: float) -> Ledger:
     """The run's ledger; the time since ``begun`` is charged as start-up."""
-    config, billing = setup.config, setup.billing
+    config, billing, first = setup.config, setup.billing, together.index() == 0
+    meter = (
+        open_meter(billing.hardware, setup.mesh.local_devices, billing.devices) if first else None
+    )
     return Ledger.open(
-        path / run_dir.LEDGER,
+        path / run_dir.LEDGER if first else os.devnull,
         run_id=path.name,
         stage=config.stage,
         hardware=billing.hardware,
@@ -94,8 +95,9 @@ def _open_ledger(setup: prepare.Setup, path: pathlib.Path, begun: float) -> Ledg
         pue=config.cost.pue,
         purchase=config.cost.purchase(billing.hardware),
         dollars_per_kwh=config.cost.dollars_per_kwh,
-        meter=open_meter(billing.hardware, setup.mesh.local_devices, billing.devices),
+        meter=meter,
         backfill_seconds=time.monotonic() - begun,
+        on_phase=heartbeat.beats(),
     )
 
 
@@ -132,7 +134,8 @@ def _run(
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise RunFailed(first[0]) from error
     finally:
-        _close(directory, ledger, status, None if run is None else summarize(run, status), failed)
+        told = None if run is None or together.index() else summarize(run, status)
+        _close(directory, ledger, status, told, failed)
     return summarize(run, status)
 
 

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from moejax.config import ConfigError
-from moejax.cost.exchange import TRANSPORTS, exchange, transport
+from moejax.cost import hardware as chips
+from moejax.cost.exchange import TRANSPORTS, exchange, key_gather, transport
 from moejax.models import AttentionConfig, ModelConfig
 from moejax.models.presets import PRESETS
 from moejax.moe import MoEConfig
@@ -106,3 +107,24 @@ def test_bad_transports():
     for overlap in (-0.1, 1.5, float("nan")):
         with pytest.raises(ConfigError, match="--overlap"):
             transport("moejax", overlap)
+
+
+def test_gathered_keys_by_hand():
+    """DeepSeek-V3, rows on 4 devices: a latent of 512 and a key of 64 to three others, forward and
+    back, in 61 layers and the MTP module's, bfloat16."""
+    v3 = PRESETS["deepseek_v3"]
+    ask = dict(hardware="h800_sxm", context=4, tensor=1, compute_seconds=1e-3)
+    found = key_gather(v3, **ask)
+    assert found["values_per_layer"] == 576
+    assert found["bytes_per_token"] == 62 * 2 * 3 * 576 * 2
+    # Within a node: NVLink.
+    assert found["link"]["name"] == chips.lookup("h800_sxm").scale_up.name
+    assert found["share"] == found["seconds_per_token"] / 1e-3
+    again = key_gather(dataclasses.replace(v3, remat="full"), **ask)
+    assert again["bytes_per_token"] == 1.5 * found["bytes_per_token"]
+    wide = key_gather(v3, **{**ask, "context": 16})
+    assert wide["link"]["name"] == chips.lookup("h800_sxm").scale_out.name
+    # Llama-3.1-8B: 8 heads of 128, keys and values, of which each of two devices sends half.
+    llama = key_gather(PRESETS["llama3_1_8b"], **{**ask, "tensor": 2})
+    assert llama["bytes_per_token"] == 32 * 2 * 3 * 2048 * 2
+    assert key_gather(v3, **{**ask, "context": 1}) is None

@@ -158,3 +158,27 @@ def test_activations_are_what_the_backward_pass_needs(remat, dispatch, changes, 
         held = parts(config, LENGTH, "cpu")["weights"] / 4
         found -= 2 * held
     assert found == pytest.approx(residual_bytes(config), rel=tolerance)
+
+
+@pytest.mark.parametrize("name", ["llama3_1_8b", "deepseek_v3", "gpt_oss_20b"])
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_a_cut_length_divides_activations_and_brings_others_keys(name, remat):
+    config = dataclasses.replace(PRESETS[name], remat=remat, loss_chunk=512, mtp_depth=0)
+    one, four = parts(config, 2**17), parts(config, 2**17, layout=Layout(context=4))
+    for part in STATE:
+        assert four[part] == one[part]
+    kept = four["activations"] / one["activations"]
+    if config.attention.kind == "gqa":
+        assert kept == pytest.approx(1 / 4, rel=0.3 if remat == "none" else 0.05)
+    else:  # without remat the keys that latents make are kept whole
+        assert 1 / 4 < kept < 1
+    assert four["working"] < one["working"]
+
+
+def test_keys_of_the_other_positions_by_hand():
+    """Llama-3.1-8B, 8 key/value heads of 128: 2 · 1024 numbers a token of bfloat16, twice for their
+    gradients; a device has 4,096 of 16,384 positions and gathers 12,288."""
+    config = dataclasses.replace(PRESETS["llama3_1_8b"], remat="full", loss_chunk=512)
+    alone = parts(config, 4096, layout=Layout())["working"]
+    cut = parts(dataclasses.replace(config, loss_chunk=2048), 16384, layout=Layout(context=4))
+    assert cut["working"] - alone == pytest.approx(12288 * 2048 * 2 * 2)

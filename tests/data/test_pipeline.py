@@ -55,16 +55,12 @@ def test_every_row_once_an_epoch_in_a_new_order_each(rows):
     assert _take(rows, 1, batch_size=11, seed=6)[0]["targets"][:, 0].tolist() != epochs[0].tolist()
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_processes_share_a_global_batch_in_order(rows, processes):
+@pytest.mark.parametrize("taken", [[0, 1], [2, 3], [0, 2], [3]])
+def test_a_process_reads_the_rows_that_it_takes(rows, taken):
     whole = _take(rows, 5, batch_size=4, seed=1, start=2)
-    parts = [
-        _take(rows, 5, batch_size=4, seed=1, start=2, process_index=p, process_count=processes)
-        for p in range(processes)
-    ]
-    for step, batch in enumerate(whole):
-        joined = {name: np.concatenate([part[step][name] for part in parts]) for name in batch}
-        _same(batch, joined)
+    parts = _take(rows, 5, batch_size=4, seed=1, start=2, take=np.array(taken))
+    for batch, part in zip(whole, parts, strict=True):
+        _same({name: batch[name][taken] for name in batch}, part)
 
 
 def test_validation_rows_once_and_the_last_batch_filled_with_padding(rows):
@@ -76,22 +72,15 @@ def test_validation_rows_once_and_the_last_batch_filled_with_padding(rows):
     assert real.sum() == rows.targets
     assert targets[real].reshape(ROWS, S)[:, 0].tolist() == [3 * r + 1 for r in range(ROWS)]
     assert len(list(validation_batches(rows, batch_size=4, max_batches=2))) == 2
-    halves = [
-        list(validation_batches(rows, batch_size=4, process_index=p, process_count=2))
-        for p in (0, 1)
-    ]
-    for batch, left, right in zip(batches, *halves, strict=True):
-        _same(batch, {name: np.concatenate([left[name], right[name]]) for name in left})
+    for batch, part in zip(
+        batches, validation_batches(rows, batch_size=4, take=np.array([0, 3])), strict=True
+    ):
+        _same({name: batch[name][[0, 3]] for name in batch}, part)
 
 
 def test_fewer_rows_than_a_batch_is_refused(rows):
     with pytest.raises(ConfigError, match=r"train\.batch_size = 12: is more than the 11 rows"):
         train_iterator(rows, batch_size=12, seed=0)
-
-
-def test_a_batch_that_the_processes_do_not_divide_is_refused(rows):
-    with pytest.raises(ConfigError, match="not divisible by the 2 processes"):
-        train_iterator(rows, batch_size=3, seed=0, process_count=2)
 
 
 def test_batch_fingerprint_is_of_the_tokens(rows):

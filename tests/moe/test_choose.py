@@ -77,7 +77,7 @@ def test_the_current_mesh_decides():
         choice = choose_here(CONFIG)
         assert (choice.dispatch, choice.exchange) == ("blocks", "all_to_all")
     device = AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=132, platform="cuda")
-    mesh = AbstractMesh((1, 2, 4, 1), AXES, (AxisType.Auto,) * 4, abstract_device=device)
+    mesh = AbstractMesh((1, 2, 4, 1, 1), AXES, (AxisType.Auto,) * 5, abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
         choice = choose_here(CONFIG)
         assert (choice.dispatch, choice.exchange) == ("grouped", "ragged_all_to_all")

@@ -108,7 +108,7 @@ def test_on_gpus_auto_lowers_to_grouped_products_and_ragged_exchange(layer):
     """Forward and backward for eight H100s, on a machine that has none."""
     variables, _, _ = layer
     device = AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=132, platform="cuda")
-    mesh = AbstractMesh((1, 2, 4, 1), AXES, (AxisType.Auto,) * 4, abstract_device=device)
+    mesh = AbstractMesh((1, 2, 4, 1, 1), AXES, (AxisType.Auto,) * 5, abstract_device=device)
     x = jax.ShapeDtypeStruct((8, 8, 16), jnp.bfloat16)
 
     def objective(params, x):

@@ -36,8 +36,8 @@ def test_a_suggestion_fits_divides_and_uses_every_device(name, devices, hardware
     layout = found.layout
     assert found.fits and found.devices_needed is None
     assert layout.devices == devices
-    shape = (layout.data, layout.fsdp, layout.expert, layout.tensor)
-    check_fits(shape, found.model, layout.rows)
+    shape = dataclasses.astuple(layout)
+    check_fits(shape, found.model, layout.rows, 4096)
     assert layout.rows * 4096 <= MOST_TOKENS
     parts = memory_parts(found.model, hardware=hardware, seq_len=4096, placement=Placement(layout))
     assert sum(parts.values()) == found.memory <= usable_bytes(hardware)
@@ -56,7 +56,7 @@ def test_any_suggestion_divides_and_uses_every_device(name, hardware, devices, s
     found = suggested(PRESETS[name], devices, hardware, seq_len)
     layout = found.layout
     assert layout.devices == devices
-    check_fits((layout.data, layout.fsdp, layout.expert, layout.tensor), found.model, layout.rows)
+    check_fits(dataclasses.astuple(layout), found.model, layout.rows, seq_len)
     assert found.fits == (found.memory <= usable_bytes(hardware))
     assert found.devices_needed is None or (not found.fits and found.devices_needed > devices)
 
@@ -150,3 +150,22 @@ def test_moments_in_bfloat16_are_offered_by_themselves_only():
 def test_devices_must_be_some():
     with pytest.raises(ConfigError, match="--devices = 0: must be above zero"):
         suggested(OLMOE, 0)
+
+
+def test_rows_are_cut_only_where_a_single_one_does_not_fit():
+    # 128k positions in the largest model of the table: remat and tensor within a node come first.
+    long = suggest(PRESETS["llama3_1_405b"], hardware="h100_sxm", devices=1024, seq_len=2**20)
+    assert long.fits and long.layout.context > 1 and long.layout.tensor > 1
+    assert long.changes["model.remat"] == "full"
+    check_fits(dataclasses.astuple(long.layout), long.model, long.layout.rows, 2**20)
+    # One part fewer by half, all else the best it can be, and it would not.
+    fewer = dataclasses.replace(long.layout, context=long.layout.context // 2)
+    wider = dataclasses.replace(fewer, fsdp=long.layout.fsdp * 2)
+    limit = usable_bytes("h100_sxm")
+    for layout in (fewer, wider):
+        parts = memory_parts(
+            long.model, hardware="h100_sxm", seq_len=2**20, placement=Placement(layout)
+        )
+        assert sum(parts.values()) > limit
+    for name, devices, hardware in CASES:
+        assert suggested(PRESETS[name], devices, hardware).layout.context == 1

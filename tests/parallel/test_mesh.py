@@ -13,15 +13,17 @@ from moejax.parallel import AXES, RULES, MeshConfig, check_fits, make_mesh, shar
 
 
 def test_data_takes_the_devices_that_are_left():
-    assert MeshConfig().shape(8) == (1, 1, 1, 1)
-    assert MeshConfig(data=0).shape(8) == (8, 1, 1, 1)
-    assert MeshConfig(data=0, expert=2, tensor=2).shape(8) == (2, 1, 2, 2)
-    assert MeshConfig(data=0, fsdp=3).shape(8) == (2, 3, 1, 1)
+    assert MeshConfig().shape(8) == (1, 1, 1, 1, 1)
+    assert MeshConfig(data=0).shape(8) == (8, 1, 1, 1, 1)
+    assert MeshConfig(data=0, expert=2, tensor=2).shape(8) == (2, 1, 2, 1, 2)
+    assert MeshConfig(data=0, fsdp=3).shape(8) == (2, 3, 1, 1, 1)
+    assert MeshConfig(data=0, context=4).shape(8) == (2, 1, 1, 4, 1)
 
 
 def test_the_mesh_takes_the_first_devices():
     mesh = make_mesh(MeshConfig(expert=2, tensor=2))
-    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "expert": 2, "tensor": 2}
+    sizes = {"data": 1, "fsdp": 1, "expert": 2, "context": 1, "tensor": 2}
+    assert dict(mesh.shape) == sizes
     assert mesh.axis_names == AXES
     assert list(mesh.devices.flat) == jax.devices()[:4]
 
@@ -32,7 +34,9 @@ def test_a_mesh_larger_than_the_devices_is_refused(axes):
         make_mesh(MeshConfig(**axes))
 
 
-@pytest.mark.parametrize("axes", [{"data": -1}, {"fsdp": 0}, {"expert": -2}, {"tensor": 0}])
+@pytest.mark.parametrize(
+    "axes", [{"data": -1}, {"fsdp": 0}, {"expert": -2}, {"context": 0}, {"tensor": 0}]
+)
 def test_sizes_out_of_range_are_refused(axes):
     with pytest.raises(ConfigError, match=f"mesh.{next(iter(axes))}"):
         MeshConfig(**axes)
@@ -42,33 +46,34 @@ def test_sizes_out_of_range_are_refused(axes):
 @pytest.mark.parametrize(
     ("shape", "rows", "changes", "field"),
     [
-        ((2, 2, 2, 1), 12, {}, "train.batch_size"),
-        ((1, 1, 1, 3), 8, {}, "mesh.tensor"),  # 32 ids
-        ((1, 1, 1, 4), 8, {}, "mesh.tensor"),  # 2 key/value heads
-        ((1, 3, 1, 1), 9, {}, "mesh.fsdp"),  # width 16
-        ((1, 1, 3, 1), 9, {}, "mesh.expert"),  # 8 experts
-        ((1, 1, 1, 2), 8, {"d_ff": 25}, "mesh.tensor"),
-        ((1, 1, 1, 2), 8, {"vocab_size": 33}, "mesh.tensor"),
-        ((1, 1, 1, 2), 8, {"moe": {"d_expert": 9}}, "mesh.tensor"),
+        ((2, 2, 2, 1, 1), 12, {}, "train.batch_size"),
+        ((1, 1, 1, 1, 3), 8, {}, "mesh.tensor"),  # 32 ids
+        ((1, 1, 1, 1, 4), 8, {}, "mesh.tensor"),  # 2 key/value heads
+        ((1, 3, 1, 1, 1), 9, {}, "mesh.fsdp"),  # width 16
+        ((1, 1, 3, 1, 1), 9, {}, "mesh.expert"),  # 8 experts
+        ((1, 1, 1, 3, 1), 8, {}, "mesh.context"),  # rows of 8 positions
+        ((1, 1, 1, 1, 2), 8, {"d_ff": 25}, "mesh.tensor"),
+        ((1, 1, 1, 1, 2), 8, {"vocab_size": 33}, "mesh.tensor"),
+        ((1, 1, 1, 1, 2), 8, {"moe": {"d_expert": 9}}, "mesh.tensor"),
     ],
 )
 def test_a_mesh_that_does_not_divide_is_refused(shape, rows, changes, field):
     with pytest.raises(ConfigError) as error:
-        check_fits(shape, tiny.moe_config(**changes), rows)
+        check_fits(shape, tiny.moe_config(**changes), rows, 8)
     assert error.value.field == field
     assert "choose a" in str(error.value)
 
 
 def test_meshes_that_fit():
-    for shape in ((1, 1, 1, 1), (2, 1, 2, 2), (1, 2, 4, 1), (8, 1, 1, 1)):
-        check_fits(shape, tiny.moe_config(), 8)
+    for shape in ((1, 1, 1, 1, 1), (2, 1, 2, 1, 2), (1, 2, 4, 1, 1), (1, 1, 1, 8, 1)):
+        check_fits(shape, tiny.moe_config(), 8, 8)
     # Without MoE layers the experts' axis only spreads rows.
-    check_fits((1, 1, 3, 1), tiny.dense_config(), 9)
+    check_fits((1, 1, 3, 1, 1), tiny.dense_config(), 9, 8)
 
 
 def test_specs_by_logical_names():
     assert spec("embed", None, "mlp") == P("fsdp", None, "tensor")
-    assert spec("batch", "length") == P(("data", "fsdp", "expert"), None)
+    assert spec("batch", "length") == P(("data", "fsdp", "expert"), "context")
     mesh = make_mesh(MeshConfig())
     assert sharding(mesh, "vocab").spec == P("tensor")
     with pytest.raises(KeyError):
@@ -84,17 +89,17 @@ MLA = AttentionConfig(
 @pytest.mark.parametrize(
     ("shape", "field"),
     [
-        ((1, 1, 1, 8), "mesh.tensor"),  # 4 heads
-        ((1, 8, 1, 1), "mesh.fsdp"),  # a query's latent of 12
-        ((1, 4, 1, 4), None),
+        ((1, 1, 1, 1, 8), "mesh.tensor"),  # 4 heads
+        ((1, 8, 1, 1, 1), "mesh.fsdp"),  # a query's latent of 12
+        ((1, 4, 1, 1, 4), None),
     ],
 )
 def test_latent_attention_is_cut_by_its_heads_and_its_ranks(shape, field):
     if field is None:
-        check_fits(shape, tiny.dense_config(attention=MLA), 8)
+        check_fits(shape, tiny.dense_config(attention=MLA), 8, 8)
         return
     with pytest.raises(ConfigError) as error:
-        check_fits(shape, tiny.dense_config(attention=MLA), 8)
+        check_fits(shape, tiny.dense_config(attention=MLA), 8, 8)
     assert error.value.field == field
 
 

@@ -68,7 +68,7 @@ def test_the_mesh_decides_and_a_dense_model_has_none():
 
 def test_on_a_gpu_each_leg_of_the_grouped_products_is_named():
     device = AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=132, platform="cuda")
-    mesh = AbstractMesh((1, 1, 4, 1), AXES, (AxisType.Auto,) * 4, abstract_device=device)
+    mesh = AbstractMesh((1, 1, 4, 1, 1), AXES, (AxisType.Auto,) * 5, abstract_device=device)
     model = tiny.moe_config(dispatch="auto", dtype="bfloat16")
     with jax.sharding.use_abstract_mesh(mesh):
         choice = choose_here(model.moe)

@@ -83,7 +83,7 @@ def stop_after(monkeypatch, step):
     def killed(run):
         real(run)
         if run.step == step:
-            for place in run._places:
+            for place in run.places:
                 place.finalize()
             raise RuntimeError("killed")
 

@@ -15,7 +15,7 @@ from runs import write_config
 
 from moejax.cost.bill import read
 from moejax.cost.ledger import Ledger
-from moejax.training import manifest, metrics, prepare, programs, restore, run_config, run_dir
+from moejax.training import loop, manifest, metrics, prepare, programs, restore, run_config, run_dir
 from moejax.training.checkpoints import Checkpointer
 from moejax.training.loop import Interrupted, Run, RunFailed
 from moejax.training.metrics import read_metrics
@@ -143,7 +143,7 @@ def stopped_by_budget(config, workdir, cache, whole):
 @pytest.mark.parametrize("where", ["a step", "a save"])
 def test_while_it_trains_or_saves(config, cache, whole, tmp_path, monkeypatch, where, capsys):
     with monkeypatch.context() as patch:
-        owner, name = (Run, "_place") if where == "a step" else (manifest, "seal")
+        owner, name = (loop, "_place") if where == "a step" else (manifest, "seal")
         once(patch, owner, name, ask)
         result = train(config, str(tmp_path / "run"), programs=cache)
     assert result["status"] == "interrupted" and 0 < result["step"] < 6

@@ -1,10 +1,14 @@
 """The training state on a mesh: parameters, moments and router state lie where they should."""
 
+import math
+
 import jax
+import numpy as np
 import pytest
 import tiny
 from jax.sharding import PartitionSpec as P
 
+from moejax.models.presets import PRESETS
 from moejax.parallel import MeshConfig, make_mesh
 from moejax.training.optimizers import OptimConfig, make_optimizer
 from moejax.training.state import make_init
@@ -58,3 +62,41 @@ def test_the_rest_is_whole(abstract):
     assert abstract.step.sharding.spec == P()
     for leaf in jax.tree.leaves(abstract.router_state):
         assert leaf.sharding.spec == P()
+
+
+def bytes_of(tree, local):
+    """Bytes of a tree, whole or on one device."""
+    shape = lambda leaf: leaf.sharding.shard_shape(leaf.shape) if local else leaf.shape
+    return sum(math.prod(shape(leaf)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("name", ["olmoe_1b_7b", "llama3_1_8b"])
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_over_fsdp_8_a_device_holds_an_eighth(name, kind):
+    """Parameters and optimizer state of published models; 1/8 within 5 %."""
+    optimizer = make_optimizer(OptimConfig(optimizer=kind), 10)
+    state = make_init(PRESETS[name], optimizer, make_mesh(MeshConfig(fsdp=8)))[1]
+    for tree in (state.params, state.opt_state):
+        assert bytes_of(tree, local=True) == pytest.approx(
+            bytes_of(tree, local=False) / 8, rel=0.05
+        )
+    # And as much along data, where nothing is cut.
+    copies = make_init(PRESETS[name], optimizer, make_mesh(MeshConfig(data=8)))[1]
+    assert bytes_of(copies, local=True) == bytes_of(state, local=False)
+
+
+def test_devices_hold_what_the_shardings_say():
+    """Arrays, not shapes: bytes on each of eight devices."""
+    config = tiny.moe_config(d_model=64, vocab_size=512, d_ff=128)
+    optimizer = make_optimizer(OptimConfig(), 10)
+    mesh = make_mesh(MeshConfig(fsdp=8))
+    _, abstract = make_init(config, optimizer, mesh)
+    zeros = lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
+    state = jax.tree.map(zeros, (abstract.params, abstract.opt_state))
+    held = dict.fromkeys(mesh.devices.flat, 0)
+    for leaf in jax.tree.leaves(state):
+        for shard in leaf.addressable_shards:
+            held[shard.device] += shard.data.nbytes
+    assert len(set(held.values())) == 1
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert held[mesh.devices.flat[0]] == pytest.approx(total / 8, rel=0.05)

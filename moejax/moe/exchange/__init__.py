@@ -1,9 +1,10 @@
 """Tokens to the experts on other devices and back.
 
 Experts are spread over the mesh's ``expert`` axis, an expert's hidden width over ``tensor``; rows
-of the batch are spread over ``data``, ``fsdp`` and ``expert``. Either the tokens travel
-(``all_to_all``, ``ragged_all_to_all``; see ``rounds``) or the experts' weights do (``none``). A
-batch that cannot be spread is on every device, which computes what its own experts have to do.
+of the batch are spread over ``data``, ``fsdp`` and ``expert``, their length over ``context``.
+Either the tokens travel (``all_to_all``, ``ragged_all_to_all``; see ``rounds``) or the experts'
+weights do (``none``). A batch that cannot be spread is on every device, which computes what its own
+experts have to do.
 """
 
 import functools
@@ -16,15 +17,21 @@ from jaxtyping import Array, Float, Int
 
 from moejax.moe.exchange.placement import (
     BATCH_AXES,
+    CONTEXT_AXIS,
+    cut_of_tokens,
     expert_devices,
     parts_of_batch,
-    rows_in_reach,
+    parts_of_length,
+    slots_in_reach,
 )
 from moejax.moe.exchange.rounds import exchanged, own_choices
 from moejax.moe.exchange.rows import carried_choices, round_rows
 from moejax.moe.experts import ExpertWeights
 
-__all__ = ["BATCH_AXES", "LocalDispatch", "exchange", "local_sizes", "rows_in_reach"]
+__all__ = [
+    "BATCH_AXES", "CONTEXT_AXIS", "LocalDispatch", "cut_of_tokens", "exchange", "local_sizes",
+    "parts_of_length", "slots_in_reach",
+]  # fmt: skip
 
 LocalDispatch = Callable[
     [Float[Array, "T D"], Int[Array, "T K"], Float[Array, "T K"], ExpertWeights],
@@ -59,23 +66,26 @@ def exchange(
       The combined outputs, and the rows (a token bound for one device) that the first round could
       not take.
     """
-    flat, nothing = x.reshape(-1, x.shape[-1]), jnp.zeros((), jnp.float32)
+    (batch, length, width), nothing = x.shape, jnp.zeros((), jnp.float32)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return local(flat, expert, gate, weights).reshape(x.shape), nothing
-    inputs = flat, expert, gate, weights
-    parts, devices = parts_of_batch(x.shape[0]), mesh.shape["expert"]
+        return local(x.reshape(-1, width), expert, gate, weights).reshape(x.shape), nothing
+    # By rows and positions: flat tokens of rows whose length is cut are not side by side.
+    by_row = lambda values: values.reshape(batch, length, -1)
+    inputs = x, by_row(expert), by_row(gate), weights
+    parts, devices = parts_of_batch(batch), mesh.shape["expert"]
     if parts == 1:
-        y = _sharded(functools.partial(_own_part, local), None, "expert", inputs)
-        return _sum(y, x.shape), nothing
+        y = _sharded(functools.partial(_own_part, local), "expert", inputs)
+        return jnp.sum(y, axis=0), nothing
     if kind == "none" or devices == 1:
         # GSPMD gathers the weights, and scatters their gradient.
-        stay = lambda *inputs: local(*inputs)[None]
-        return _sum(_sharded(stay, BATCH_AXES, None, inputs), x.shape), nothing
-    size = round_rows(factor, len(flat) // parts, weights.num_experts, expert.shape[1], devices)
+        y = _sharded(lambda *inputs: local(*inputs)[None], None, inputs)
+        return jnp.sum(y, axis=0), nothing
+    tokens = batch * length // parts // parts_of_length(length)
+    size = round_rows(factor, tokens, weights.num_experts, expert.shape[1], devices)
     travel = functools.partial(exchanged, kind, local, size, exact)
-    y, beyond = _sharded(travel, BATCH_AXES, "expert", inputs, with_count=True)
-    return _sum(y, x.shape), jnp.sum(beyond).astype(jnp.float32)
+    y, beyond = _sharded(travel, "expert", inputs, with_count=True)
+    return jnp.sum(y, axis=0), jnp.sum(beyond).astype(jnp.float32)
 
 
 def local_sizes(
@@ -92,7 +102,7 @@ def local_sizes(
       factor: rows of one round between two devices over the number to be expected there.
     """
     parts, devices = parts_of_batch(batch), expert_devices()
-    tokens = batch * length // parts
+    tokens = batch * length // parts // parts_of_length(length)
     if parts == 1:
         return tokens, num_experts // devices, top_k
     if kind == "none" or devices == 1:
@@ -102,19 +112,21 @@ def local_sizes(
     return devices * rows, num_experts // devices, choices
 
 
-def _sharded(run, rows, experts, inputs, with_count=False):
-    """One device's function over the mesh: what it returns stands side by side, (parts, T, D).
+def _sharded(run, experts, inputs, with_count=False):
+    """One device's function over the mesh: what it returns stands side by side, (parts, B, S, D),
+    to be summed. Inside ``shard_map`` the gradient would be a sum once more.
 
     Args:
-      run: from a device's (x, expert, gate, weights) to its part of the outputs, (1, T, D).
-      rows: mesh axes that cut the tokens; None where every device has them all.
+      run: from a device's (x, expert, gate, weights), its tokens flat, to its part of their
+        outputs, (1, T, D).
       experts: mesh axis that cuts the experts, or None.
-      inputs: of all devices.
+      inputs: of all devices, by rows and positions.
       with_count: ``run`` also returns a count of its own tokens, (1,).
     """
-    cut = PartitionSpec(rows, None)
+    x, *_, weights = inputs
+    rows, positions = cut_of_tokens(*x.shape[:2])
+    cut = PartitionSpec(rows, positions, None)
     parts = ("tensor",) if rows else ("expert", "tensor")
-    weights = inputs[-1]
     layout = weights.replace(
         gate_up=PartitionSpec(experts, None, None, "tensor"),
         down=PartitionSpec(experts, "tensor", None),
@@ -123,11 +135,20 @@ def _sharded(run, rows, experts, inputs, with_count=False):
         layout = layout.replace(gate_up_bias=PartitionSpec(experts, None, "tensor"))
     if weights.down_bias is not None:
         layout = layout.replace(down_bias=PartitionSpec(experts, None))
-    out = PartitionSpec(parts, rows, None)
+    out = PartitionSpec(parts, rows, positions, None)
+
+    def on_device(x, expert, gate, weights):
+        flat = (values.reshape(-1, values.shape[-1]) for values in (x, expert, gate))
+        found = run(*flat, _bias_once(weights))
+        y, *count = found if with_count else (found,)
+        y = y.reshape(1, *x.shape)
+        return (y, *count) if with_count else y
+
+    counted = (rows or ()) + ((positions,) if positions else ())
     return jax.shard_map(
-        lambda x, expert, gate, weights: run(x, expert, gate, _bias_once(weights)),
+        on_device,
         in_specs=(cut, cut, cut, layout),
-        out_specs=(out, PartitionSpec(rows)) if with_count else out,
+        out_specs=(out, PartitionSpec(counted)) if with_count else out,
         check_vma=False,
     )(*inputs)
 
@@ -141,11 +162,6 @@ def _bias_once(weights: ExpertWeights) -> ExpertWeights:
         return weights
     first = jax.lax.axis_index("tensor") == 0
     return weights.replace(down_bias=jnp.where(first, weights.down_bias, 0))
-
-
-def _sum(parts, shape):
-    """Adds up the devices' parts. Inside ``shard_map`` the gradient would be a sum once more."""
-    return jnp.sum(parts, axis=0).reshape(shape)
 
 
 def _own_part(local, x, expert, gate, weights):

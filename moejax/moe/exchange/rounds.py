@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from moejax.moe.dispatch.gathers import pack, unpack
-from moejax.moe.exchange.placement import BATCH_AXES
+from moejax.moe.exchange.placement import BATCH_AXES, CONTEXT_AXIS
 from moejax.moe.exchange.rows import Round, most_rows, plan_round, plan_sends
 
 
@@ -152,7 +152,7 @@ def exchanged(kind, local, size, exact, x, expert, gate, weights):
     counts = plan.lines.counts
     if exact and size < len(x) * most_rows(weights.num_experts * devices, plan.top_k, devices):
         # All devices together, since a round takes them all.
-        rounds = jax.lax.pmax(-(-jnp.max(counts) // size), BATCH_AXES)
+        rounds = jax.lax.pmax(-(-jnp.max(counts) // size), (*BATCH_AXES, CONTEXT_AXIS))
         y = _all_rounds(run, x, gate, weights, expert, plan, rounds)
     else:
         y = run(expert, plan, 0, x, gate, weights)

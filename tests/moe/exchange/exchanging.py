@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from moejax.moe.dispatch import dense_loop, dispatch
 from moejax.moe.dispatch.grouped import grouped
-from moejax.moe.exchange import BATCH_AXES, exchange, rows_in_reach
+from moejax.moe.exchange import BATCH_AXES, exchange
+from moejax.moe.exchange.placement import rows_in_reach
 from moejax.moe.experts import ExpertWeights
 from moejax.parallel import MeshConfig, make_mesh, spec
 

@@ -162,7 +162,7 @@ def test_ragged_lowers_for_cuda_forward_and_backward():
     expert = jax.ShapeDtypeStruct(gate.shape, jnp.int32)
     run = exchanging.compiled("cuda", kind="ragged_all_to_all", dispatcher="dense_loop", factor=0.5)
     device = AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=132, platform="cuda")
-    mesh = AbstractMesh((1, 2, 4, 1), AXES, (AxisType.Auto,) * 4, abstract_device=device)
+    mesh = AbstractMesh((1, 2, 4, 1, 1), AXES, (AxisType.Auto,) * 5, abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
         traced = run.trace(x, expert, gate, weights, cotangent)
         program = traced.lower(lowering_platforms=("cuda",)).as_text()

@@ -1,0 +1,1 @@
+"""``moejax launch``: several processes of one machine, and a watch over them."""

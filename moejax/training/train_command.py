@@ -1,0 +1,83 @@
+"""``moejax train``: one process, or this process's part of a job of several."""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from moejax.config import UserError
+from moejax.cost import starting
+
+
+def run(options: argparse.Namespace, show: Callable[[dict[str, Any], str], None]) -> int:
+    """Trains; returns 0, 1 for a run that failed or was interrupted, 2 for a user's mistake.
+
+    Args:
+      options: ``config``, ``overrides``, ``workdir``, ``resume_from``, ``coordinator``,
+        ``process_id``, ``processes``.
+      show: takes the summary, and the same as text.
+
+    Raises:
+      UserError: with one process; with several it is said here.
+    """
+    if not options.process_id:  # the ledger is process 0's
+        starting.begin(options.workdir)
+    try:
+        return _run(options, show)
+    finally:
+        starting.end()
+
+
+def _run(options: argparse.Namespace, show: Callable[[dict[str, Any], str], None]) -> int:
+    # Before jax is asked for its devices.
+    from moejax.parallel import heartbeat, processes
+
+    heartbeat.begin()
+    place = processes.place_of(options.coordinator, options.process_id, options.processes)
+    processes.start(place)
+    if place.count == 1:
+        return _train(options, show)
+    try:
+        status = _train(options, show)
+    except UserError as error:
+        status = 2
+        _say(place.index, str(error), error)
+    except Exception:  # its peers must not wait for it
+        traceback.print_exc()
+        status = 1
+    return processes.leave(status)
+
+
+def _train(options: argparse.Namespace, show: Callable[[dict[str, Any], str], None]) -> int:
+    from moejax.analysis.curves import loss_over_dollars
+    from moejax.parallel import together
+    from moejax.training import programs, report, run_config
+    from moejax.training.failures import InterruptedAtOnce, RunFailed
+    from moejax.training.train import train
+
+    try:
+        config = together.agreed(lambda: run_config.load(options.config, options.overrides))
+        summary = train(config, options.workdir, bill_process=True, resume_from=options.resume_from)
+    except RunFailed as error:
+        _say(together.index(), f"the run failed: {error}", error.__cause__)
+        if isinstance(error, InterruptedAtOnce) and programs.compiling():
+            os._exit(1)  # the interpreter would wait for the compiler
+        return 1
+    if together.index() == 0:
+        try:
+            loss_over_dollars(options.workdir)
+        except OSError as error:
+            print(f"warning: the figure of the loss cannot be written: {error}", file=sys.stderr)
+        show(summary, report.format_summary(summary, options.workdir))
+    return 1 if summary["status"] == "interrupted" else 0
+
+
+def _say(index: int, text: str, error: BaseException | None) -> None:
+    """An error in a line, with the process's number above 0; what a peer says is left to it."""
+    from moejax.parallel.together import PeerError
+
+    if not isinstance(error, PeerError):
+        who = f"process {index}: " if index else ""
+        print(f"moejax train: {who}{text}", file=sys.stderr, flush=True)
