@@ -7,6 +7,9 @@ def train_flags(train: argparse.ArgumentParser) -> None:
     """``moejax train``."""
     train.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder; several "
                        "processes need it on a file system that they share")  # fmt: skip
+    train.add_argument("--resume-from", type=int, metavar="STEP", help="go back to this step's "
+                       "checkpoint, and give up the later ones; to go on from the newest, leave it "
+                       "out")  # fmt: skip
     train.add_argument("--coordinator", metavar="HOST:PORT", help="one of several processes: where "
                        "process 0 listens; SLURM, Open MPI and Kubernetes tell it")  # fmt: skip
     train.add_argument("--process-id", type=int, metavar="I", help="with it: which, from 0")

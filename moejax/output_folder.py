@@ -22,23 +22,29 @@ def check_output_folder(folder: str | pathlib.Path, result: str, shown: str) -> 
       UserError: it is a file, holds something else, or cannot be written. Nothing is written here.
     """
     path = pathlib.Path(folder).absolute()
-    above = path
-    while not above.exists() and above != above.parent:
-        above = above.parent
-    if not above.is_dir():
-        raise UserError(f"{shown}: {str(above)!r} is a file; give a folder")
-    try:
-        # Permissions do not tell of every file system, so it is tried.
-        os.rmdir(tempfile.mkdtemp(dir=above))
-    except OSError as error:
-        raise UserError(
-            f"{shown}: {str(above)!r} cannot be written ({error.strerror}); choose another folder"
-        ) from None
+    why = why_not_writable(path)
+    if why is not None:
+        raise UserError(f"{shown}: {why}")
     if path.is_dir() and any(path.iterdir()) and not (path / result).is_file():
         raise UserError(
             f"{shown}: holds files, but no earlier {result}; give a new or an empty folder"
         )
     return path
+
+
+def why_not_writable(path: pathlib.Path) -> str | None:
+    """Why a folder cannot be made or written, and the remedy; None where it can be."""
+    above = path
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    if not above.is_dir():
+        return f"{str(above)!r} is a file; give a folder"
+    try:
+        # Permissions do not tell of every file system, so it is tried.
+        os.rmdir(tempfile.mkdtemp(dir=above))
+    except OSError as error:
+        return f"{str(above)!r} cannot be written ({error.strerror}); choose another folder"
+    return None
 
 
 def check_new_folder(folder: str | pathlib.Path, shown: str) -> pathlib.Path:

@@ -226,6 +226,7 @@ def result(folder: Folder, cell: Cell, error: str | None) -> dict[str, Any]:
         **_health(path, summary.get("step", 0)),
         "tokens_per_second": tokens / seconds if seconds else None,
         "charged": {name: charged[name] for name in CHARGED},
+        "fingerprint": summary.get("fingerprint"),
     }  # fmt: skip
 
 

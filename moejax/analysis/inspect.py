@@ -71,7 +71,7 @@ def inspect(
         restore = restorer(config, checkpoints)
         with jax.set_mesh(make_mesh(MeshConfig())):
             result = _measure(config, held_out, restore, steps, step, batches, say)
-    result = {"workdir": str(path), **result}
+    result = {"workdir": str(path), "fingerprint": record["fingerprint"], **result}
     _write(folder, result, place)
     return {**result, "output": str(folder), "files": sorted(p.name for p in folder.iterdir())}
 

@@ -58,6 +58,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             **dataclasses.asdict(report),
         }
         record |= record.pop("extra")
+        record["fingerprint"] = machine.fingerprint(options, record)
         if options.output:
             _write(options.output, record, trace)
     return record

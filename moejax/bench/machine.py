@@ -1,9 +1,13 @@
 """What a measurement was made with: the machine and the versions."""
 
+import dataclasses
+import hashlib
 import importlib.metadata
+import json
 import pathlib
 import platform
 import subprocess
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -47,6 +51,14 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def fingerprint(options: Any, record: Mapping[str, Any]) -> str:
+    """What a measurement was: its options, the machine and the versions, as one SHA-256. Two
+    records with one fingerprint measured the same thing; where they wrote it does not count."""
+    asked = {k: v for k, v in dataclasses.asdict(options).items() if k != "output"}
+    parts = [asked, record["machine"], record["versions"]]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def peak(devices: int) -> tuple[float | None, str]:

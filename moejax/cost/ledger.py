@@ -22,7 +22,7 @@ from typing import Any, Self
 
 import psutil
 
-from moejax.cost import bill, energy, plan_against
+from moejax.cost import bill, energy, late_charges, plan_against, starting
 from moejax.cost.meter import EnergyMeter
 from moejax.cost.prices import Price, Purchase
 from moejax.cost.segments import PHASES, STATUSES, VERSION, identify_process
@@ -63,7 +63,7 @@ class Ledger:
         self, path: pathlib.Path, header: dict[str, Any], startup_seconds: float,
         meter: EnergyMeter | None = None, on_phase: Callable[[str], None] | None = None,
     ):  # fmt: skip
-        self._earlier = bill.spent(path)
+        bill.spent(path)  # raises where it is no ledger, before anything is written
         self._header = header
         self._meter = meter
         self._on_phase = on_phase
@@ -75,15 +75,19 @@ class Ledger:
         self._phase = "other"
         self._since = time.monotonic()
         self._tokens, self._flops, self._steps = 0, 0.0, 0
-        self._began: dict[str, int] = {}
+        self._began: dict[str, Any] = {}
         self._sent = {"tokens": 0, "scale_up": 0.0, "scale_out": 0.0}
         self._closed = False
         self._warned = False
 
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        for line in late_charges.lines(path, header):
+            self._write(line)
+        self._earlier = bill.spent(path)
         self._write(self._header)
         self._flush("charge")
+        starting.end()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._flush_forever, name="ledger", daemon=True)
         self._thread.start()
@@ -228,12 +232,21 @@ class Ledger:
     def begin_from(self, step: int, tokens: int) -> None:
         """Says which state this segment trains on from: what is beyond it in earlier ones is lost.
 
+        A second call says that the segment went back: what it trained beyond that state is lost.
+
         Args:
           step: optimizer steps that the state has behind it; 0 for a new one.
           tokens: tokens that it has seen.
         """
         with self._lock:
+            pieces = list(self._began.get("pieces", []))
+            if self._began:
+                done = [sum(piece[i] for piece in pieces) for i in (2, 3)]
+                began = [self._began["from_step"], self._began["from_tokens"]]
+                pieces.append([*began, self._steps - done[0], self._tokens - done[1]])
             self._began = {"from_step": step, "from_tokens": tokens}
+            if pieces:
+                self._began["pieces"] = pieces
 
     def close(self, status: str) -> None:
         """Writes the final charge with a status (one of STATUSES); a second call does nothing.

@@ -1,11 +1,14 @@
-"""Steps that were trained again: what a resume from an older checkpoint threw away.
+"""Steps that were trained again: what a run threw away by going back to an older checkpoint.
 
 A segment begins at the state of a checkpoint: ``from_step`` and ``from_tokens`` in its charge
-lines. Whatever earlier segments trained beyond that point, the final model has not seen.
+lines. Whatever earlier segments trained beyond that point, the final model has not seen. A segment
+that went back itself lists what it had trained up to then in ``pieces``: the step and the tokens
+that a piece began from, and how many it trained.
 """
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from moejax.cost.segments import Segment
 
@@ -24,6 +27,14 @@ class Kept:
     share: float
 
 
+class _Piece(NamedTuple):
+    """Training in one go: from which state, None where that is not known, and how much."""
+
+    begin: tuple[int, int] | None
+    steps: int
+    tokens: int
+
+
 def kept(parts: Sequence[Segment]) -> list[Kept] | None:
     """What of each segment the run's last state has seen.
 
@@ -31,29 +42,33 @@ def kept(parts: Sequence[Segment]) -> list[Kept] | None:
       One entry for each segment; None where a segment that went on with others' work does not say
       from where (ledgers of moejax 0.1.0 before that was recorded).
     """
-    begins: list[tuple[int, int] | None] = []
+    pieces: list[list[_Piece]] = []
     trained = False
     for part in parts:
-        begins.append(_begin(part, first=not trained))
-        if begins[-1] is None and _tokens(part):
+        pieces.append(_pieces(part, first=not trained))
+        if pieces[-1][-1].begin is None and _tokens(part):
             return None
         trained = trained or _tokens(part) > 0
-    found, limit = [], None
-    last = max((i for i, begin in enumerate(begins) if begin is not None), default=-1)
-    for i in reversed(range(len(parts))):
-        begin, steps, tokens = begins[i], parts[i].charge.get("steps", 0), _tokens(parts[i])
+    flat = [(i, piece) for i, own in enumerate(pieces) for piece in own]
+    steps, tokens = [0] * len(parts), [0] * len(parts)
+    limit = None
+    last = max((j for j, (_, piece) in enumerate(flat) if piece.begin is not None), default=-1)
+    for j in reversed(range(len(flat))):
+        i, (begin, done, seen) = flat[j]
         if begin is None:
-            found.append(Kept(0, 0, 1.0))
             continue
         if limit is not None:
-            steps = min(max(limit[0] - begin[0], 0), steps)
-            tokens = min(max(limit[1] - begin[1], 0), tokens)
-        trained_tokens = _tokens(parts[i])
-        found.append(Kept(steps, tokens, tokens / trained_tokens if trained_tokens else 1.0))
+            done = min(max(limit[0] - begin[0], 0), done)
+            seen = min(max(limit[1] - begin[1], 0), seen)
+        steps[i] += done
+        tokens[i] += seen
         # A state that was restored and not trained on replaces nothing, unless it is the last.
-        if trained_tokens or i == last:
+        if flat[j][1].tokens or j == last:
             limit = begin if limit is None else min(limit, begin)
-    return found[::-1]
+    return [
+        Kept(steps[i], tokens[i], tokens[i] / _tokens(part) if _tokens(part) else 1.0)
+        for i, part in enumerate(parts)
+    ]
 
 
 def tokens_seen(parts: Sequence[Segment]) -> int:
@@ -63,9 +78,9 @@ def tokens_seen(parts: Sequence[Segment]) -> int:
     seen may be a little more than what was billed and kept.
     """
     for part in reversed(parts):
-        begin = _begin(part, first=True)
-        if begin is not None:
-            return begin[1] + _tokens(part)
+        last = _pieces(part, first=True)[-1]
+        if last.begin is not None:
+            return last.begin[1] + last.tokens
     return 0
 
 
@@ -73,11 +88,18 @@ def _tokens(part: Segment) -> int:
     return part.charge.get("tokens", 0)
 
 
-def _begin(part: Segment, first: bool) -> tuple[int, int] | None:
-    """Step and tokens of the state that a segment began with; None where it got to none."""
-    if "from_step" in part.charge:
-        return part.charge["from_step"], part.charge["from_tokens"]
-    return (0, 0) if first and _tokens(part) else None
+def _pieces(part: Segment, first: bool) -> list[_Piece]:
+    """What a segment trained in one go each, oldest first; the last one's beginning is None where
+    it got to no state."""
+    charge = part.charge
+    found = [_Piece((step, seen), steps, tokens) for step, seen, steps, tokens
+             in charge.get("pieces", [])]  # fmt: skip
+    begin = (0, 0) if first and _tokens(part) else None
+    if "from_step" in charge:
+        begin = charge["from_step"], charge["from_tokens"]
+    steps = charge.get("steps", 0) - sum(piece.steps for piece in found)
+    tokens = _tokens(part) - sum(piece.tokens for piece in found)
+    return [*found, _Piece(begin, steps, tokens)]
 
 
 def summary(parts: Sequence[Segment], entries: Sequence[Kept]) -> dict[str, float]:

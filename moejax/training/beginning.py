@@ -23,6 +23,7 @@ class Beginning(NamedTuple):
       position: of the input pipeline, in global batches.
       loss: of its last step; NaN for none.
       val_loss, val_step: the last validation before it, and after which step that was.
+      guard: what the divergence guard knew; see ``Guard.state``.
     """
 
     state: TrainState
@@ -32,6 +33,7 @@ class Beginning(NamedTuple):
     loss: float = math.nan
     val_loss: float = math.nan
     val_step: int | None = None
+    guard: dict[str, Any] | None = None
 
     def extra(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the state."""
@@ -41,6 +43,7 @@ class Beginning(NamedTuple):
             "val_loss": self.val_loss if math.isfinite(self.val_loss) else None,
             "val_step": self.val_step,
             "tokens": self.tokens,
+            "guard": self.guard,
         }
 
 
@@ -49,7 +52,7 @@ def from_checkpoint(restored: Restored) -> Beginning:
     extra = restored.extra
     return Beginning(
         restored.state, restored.step, extra["tokens"], extra["data_position"], extra["loss"],
-        extra["val_loss"] or math.nan, extra["val_step"],
+        extra["val_loss"] or math.nan, extra["val_step"], extra.get("guard"),
     )  # fmt: skip
 
 

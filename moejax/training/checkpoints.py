@@ -7,13 +7,11 @@ a folder that is being deleted loses it first. Orbax alone would restore flipped
 """
 
 import contextlib
-import dataclasses
 import json
 import logging
 import math
 import os
 import pathlib
-import re
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -22,47 +20,15 @@ import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from moejax.config import check, check_not_negative, check_positive
 from moejax.parallel import together
 from moejax.training import manifest
+from moejax.training.checkpoint_config import CheckpointConfig
 from moejax.training.manifest import CheckpointError
 
 EXTRA, STATE = "extra.json", "state"
 # With several processes: how long those that have written wait for one that has not, and how long
 # a run that ends on an error waits for its last save.
 PEERS_SECONDS, CLOSE_SECONDS = 300, 20.0
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-    """Options of the config block ``checkpoint``.
-
-    Attributes:
-      every_steps: a checkpoint every so many steps; 0: only at the end.
-      keep_newest: how many of the newest are kept, at least one.
-      keep_best: how many of the lowest validation losses are kept besides.
-      at_steps: a checkpoint after each of these steps too, and kept whatever comes later: what
-        other runs branch off from.
-
-    Raises:
-      ConfigError: a field out of range.
-    """
-
-    every_steps: int = 0
-    keep_newest: int = 2
-    keep_best: int = 1
-    at_steps: tuple[int, ...] = ()
-
-    def __post_init__(self):
-        check_not_negative("checkpoint", self, "every_steps", "keep_best")
-        check_positive("checkpoint", self, "keep_newest")
-        for step in self.at_steps:
-            check(step > 0, "checkpoint.at_steps", self.at_steps, "must be steps above zero")
-
-    def due(self, step: int, total_steps: int) -> bool:
-        """Whether a checkpoint is to be saved after ``step`` steps of ``total_steps``."""
-        regular = self.every_steps > 0 and step % self.every_steps == 0
-        return step == total_steps or regular or step in self.at_steps
 
 
 class Restored(NamedTuple):
@@ -106,6 +72,7 @@ class Checkpointer:
         self._failure: CheckpointError | None = None
         self._committed: list[int] = []
         self._at: int | None = None  # the step last saved or restored here
+        self._begun: int | None = None  # the step that the run is known to have come through
         self._before: int | None = None  # the one before it
         logging.getLogger("absl").addFilter(_drop_orbax_tracebacks)
 
@@ -152,7 +119,7 @@ class Checkpointer:
         if step == self._at:
             return False
         later = [s for s in together.decide(self.steps) if s >= step]
-        if later and (self._at is None or self._at > step):
+        if later and (self._begun is None or self._begun > step):
             raise CheckpointError(
                 f"{self.directory} already has a checkpoint of step {later[-1]}, and this run did "
                 f"not begin from it; resume it, or use another work directory for step {step}"
@@ -196,7 +163,7 @@ class Checkpointer:
         failed = next((text for text in told if text is not None), None)
         if failed is not None and self._failure is None:
             self._failure = CheckpointError(failed)
-            self._at = self._before
+            self._at = self._begun = self._before
 
     def close(self) -> None:
         """Waits for what is pending, reports a failed save, and ends Orbax's threads.
@@ -238,7 +205,7 @@ class Checkpointer:
 
     def _clear(self, step: int) -> None:
         """Makes an empty folder for a step, and room: what a killed save left behind goes."""
-        for other in self._folders():
+        for other in self.folders():
             if other == step or not (self._folder(other) / STATE).exists():
                 manifest.delete(self._folder(other))
         self._folder(step).mkdir(parents=True)
@@ -253,7 +220,7 @@ class Checkpointer:
         except Exception as error:  # whatever it was, it is told to the caller's thread
             self._fail(step, error)
             return
-        self._before, self._at = self._at, step
+        self._before, self._at, self._begun = self._at, step, step
         self._committed.append(step)
         try:
             if jax.process_index() == 0:
@@ -270,25 +237,56 @@ class Checkpointer:
         best = sorted((s for s in losses if losses[s] is not None), key=lambda s: (losses[s], -s))
         keep = {step, *sorted(losses)[-self.config.keep_newest :], *best[: self.config.keep_best]}
         keep |= losses.keys() & set(self.config.at_steps)
-        for other in self._folders():
+        for other in self.folders():
             if other not in keep:
                 manifest.delete(self._folder(other))
+
+    def came_through(self, step: int) -> None:
+        """Says that the run goes on from a step whose state is not from here."""
+        self._at, self._begun = None, step
+
+    def give_up_after(self, step: int) -> list[int]:
+        """Deletes what is here of later steps: the run has gone back, and they are of a future that
+        is given up; -1 deletes all.
+
+        Returns:
+          Steps of the checkpoints that were deleted.
+
+        Raises:
+          CheckpointError: they cannot be deleted.
+        """
+        self._at, self._begun = (step if self._at == step else None), step
+        return together.decide(lambda: self._delete_after(step), CheckpointError)
+
+    def _delete_after(self, step: int) -> list[int]:
+        given_up = [s for s in self.steps() if s > step]
+        try:
+            for other in (s for s in self.folders() if s > step):
+                manifest.delete(self._folder(other))
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoints of steps {given_up} are given up and cannot be deleted: "
+                f"{_reason(error)}"
+            ) from error
+        return given_up
 
     # Finding
 
     def _folder(self, step: int) -> pathlib.Path:
         return self.directory / str(step)
 
-    def _folders(self) -> list[int]:
+    def folders(self) -> list[int]:
         """Steps that have a folder, sealed or not, oldest first."""
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            names = [e.name for e in os.scandir(self.directory) if e.is_dir()]
-            return sorted(int(n) for n in names if re.fullmatch(r"0|[1-9][0-9]{0,17}", n))
-        return []
+        return manifest.folders(self.directory)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is still being written."""
+        return self._thread is not None and self._thread.is_alive()
 
     def steps(self) -> list[int]:
         """Steps that have a manifest, oldest first; their files are not verified here."""
-        return [s for s in self._folders() if (self._folder(s) / manifest.NAME).is_file()]
+        return manifest.sealed(self.directory)
 
     def latest_step(self) -> int | None:
         """The newest step that has a manifest."""
@@ -315,7 +313,11 @@ class Checkpointer:
           CheckpointError: there is no such step, it has no manifest or a damaged one, or a file
             (which is named) is missing, of another size, changed, or outside the folder.
         """
-        manifest.verify(self._folder(step), step)
+        try:
+            manifest.verify(self._folder(step), step)
+        except CheckpointError:
+            self._damaged.add(step)
+            raise
 
     def restore(self, abstract_state: PyTree, step: int | None = None) -> Restored:
         """Restores the newest checkpoint that passes ``verify``, or exactly the step asked for.
@@ -337,24 +339,27 @@ class Checkpointer:
         failure, self._failure = self._failure, None
         messages = [] if failure is None else [str(failure)]
         refused = []
-        for candidate in together.decide(self._folders)[::-1] if step is None else [step]:
+        for candidate in together.decide(self.folders)[::-1] if step is None else [step]:
             try:
                 together.decide(lambda step=candidate: self.verify(step), CheckpointError)
             except CheckpointError as error:
                 refused.append(str(error))
-                self._damaged.add(candidate)
                 continue
             if refused:
                 refused.append(f"going back to the checkpoint of step {candidate}")
-            state, extra = self._load(candidate, abstract_state)
-            self._at = candidate
-            return Restored(state, extra, candidate, messages + refused)
+            found = self.load(candidate, abstract_state)
+            return found._replace(messages=messages + refused)
         if step is not None:
             raise CheckpointError(refused[0])
         reasons = f": {'; '.join(refused)}" if refused else ""
         raise CheckpointError(f"no good checkpoint in {self.directory}{reasons}")
 
-    def _load(self, step: int, abstract_state: PyTree) -> tuple[PyTree[jax.Array], dict[str, Any]]:
+    def load(self, step: int, abstract_state: PyTree) -> Restored:
+        """Restores a step that ``verify`` passed; saves go on from there.
+
+        Raises:
+          CheckpointError: it is of another model, or cannot be restored here.
+        """
         folder = self._folder(step)
         saved = {name: tuple(rest) for name, *rest in manifest.read(folder, step)["leaves"]}
         wanted = {name: tuple(rest) for name, *rest in _describe(abstract_state, abstract=True)}
@@ -374,11 +379,13 @@ class Checkpointer:
         )
         try:
             extra = json.loads((folder / EXTRA).read_text())
-            return self._orbax.restore(folder / STATE, target), extra
+            state = self._orbax.restore(folder / STATE, target)
         except Exception as error:  # Orbax raises many kinds
             raise CheckpointError(
                 f"checkpoint of step {step} cannot be restored here: {_reason(error)}"
             ) from error
+        self._at = self._begun = step
+        return Restored(state, extra, step, [])
 
 
 def _drop_orbax_tracebacks(record: logging.LogRecord) -> bool:
@@ -407,3 +414,6 @@ def _reason(error: Exception) -> str:
         return "no space left on the device; free some"
     first = (str(error).strip().splitlines() or [""])[0][:300]
     return f"{type(error).__name__}: {first}"
+
+
+__all__ = ["CheckpointConfig", "CheckpointError", "Checkpointer", "Restored"]

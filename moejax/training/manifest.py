@@ -4,10 +4,12 @@ Orbax restores flipped bits silently, so every file in a step's folder is listed
 digest, and the manifest carries a digest of itself.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 from typing import Any
 
@@ -97,6 +99,19 @@ def verify(folder: pathlib.Path, step: int) -> None:
                 raise refused(step, f"{name} differs from its SHA-256 in the manifest")
         except (OSError, ValueError) as error:
             raise refused(step, f"{name!r} cannot be read: {error}") from error
+
+
+def folders(directory: pathlib.Path) -> list[int]:
+    """Steps that have a folder, sealed or not, oldest first."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        names = [e.name for e in os.scandir(directory) if e.is_dir()]
+        return sorted(int(n) for n in names if re.fullmatch(r"0|[1-9][0-9]{0,17}", n))
+    return []
+
+
+def sealed(directory: pathlib.Path) -> list[int]:
+    """Steps that have a manifest, oldest first; their files are not verified here."""
+    return [s for s in folders(directory) if (directory / str(s) / NAME).is_file()]
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:

@@ -1,6 +1,7 @@
 """A run's compiled programs, and runs of one process that share them."""
 
 import dataclasses
+import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +17,8 @@ from moejax.training.schedules import Hyper
 from moejax.training.sent import sends, sent_lines
 from moejax.training.state import TrainState, make_init
 from moejax.training.step import Batch, StepMetrics, make_eval_step, make_shared_step
+
+COMPILING = "compile a run's programs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +102,11 @@ def compile_programs(setup: Setup) -> Programs:
     """Compiles a run's programs side by side, on the current mesh."""
     lowered = lower(setup)
     parts = (lowered.init, lowered.train_step, lowered.eval_step)
-    with ThreadPoolExecutor(len(parts)) as pool:
+    pool = ThreadPoolExecutor(len(parts), thread_name_prefix=COMPILING)
+    try:
         init, train_step, eval_step = pool.map(lambda part: part.compile(), parts)
+    finally:
+        pool.shutdown(wait=False)  # a signal that stops the run waits for no compiler
     notes = tuple(_notes(setup, train_step, lowered.abstract))
     return Programs(init, train_step, eval_step, lowered.abstract, notes)
 
@@ -111,6 +117,11 @@ def _notes(setup: Setup, step: jax.stages.Compiled, abstract: TrainState) -> lis
         return []
     rows = batch_rows(setup.config, setup.mesh)
     return sent_lines(*sends(step.as_text(), setup.config.model, setup.mesh, abstract, rows))
+
+
+def compiling() -> bool:
+    """Whether programs are still being compiled for a run that was stopped."""
+    return any(thread.name.startswith(COMPILING) for thread in threading.enumerate())
 
 
 def hyper(setup: Setup) -> Hyper:

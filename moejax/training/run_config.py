@@ -12,6 +12,7 @@ from moejax.models import ModelConfig
 from moejax.moe import MoEConfig, router_options
 from moejax.parallel import MeshConfig
 from moejax.training.checkpoints import CheckpointConfig
+from moejax.training.guard import GuardConfig
 from moejax.training.optimizers import OptimConfig
 from moejax.training.schedules import MTPWeight
 
@@ -89,12 +90,19 @@ class RunConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     budget: BudgetConfig = BudgetConfig()
     cost: CostConfig = CostConfig()
+    guard: GuardConfig = GuardConfig()
     seed: int = 0
     stage: str = "pretrain"
 
     def __post_init__(self) -> None:
         # grain and jax would take a larger seed for a smaller one without a word.
         check(0 <= self.seed < 2**32, "seed", self.seed, "must be from 0 to below 2**32")
+        kept = self.checkpoint
+        check(
+            self.guard.action == "stop" or not kept.every_steps or kept.keep_newest > 1,
+            "checkpoint.keep_newest", kept.keep_newest, "is too few for guard.action = 'rewind': "
+            "the newest checkpoint may be what is bad; keep at least 2",
+        )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready blocks, as a config file writes them: ``moe`` and ``router`` on their own."""
@@ -108,7 +116,7 @@ class RunConfig:
 
 # Blocks and fields that a resumed run may change: what is spent, kept and shown, and where it runs.
 MAY_CHANGE = (
-    "budget", "checkpoint", "cost", "mesh", "train.log_every", "train.eval_every",
+    "budget", "checkpoint", "cost", "guard", "mesh", "train.log_every", "train.eval_every",
     "train.eval_batches", "train.sample_prompt", "train.sample_tokens", "data.prefetch",
     "data.cache_dir", "moe.exchange", "moe.devices_per_node",
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -10,17 +11,21 @@ import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import moejax
 from moejax.config import ConfigError, UserError
 from moejax.data import TextDataset, tokenizers
+from moejax.parallel import together
+from moejax.training import manifest
 from moejax.training.manifest import write_whole
 from moejax.training.run_config import RunConfig, differences
 
 CONFIG, SUMMARY = "config.json", "summary.json"
 CHECKPOINTS, LEDGER, TOKENIZER, LOCK = "checkpoints", "ledger.jsonl", "tokenizer", ".lock"
+# What a process that ended while it made the folder may have left there.
+UNFINISHED = {LOCK, TOKENIZER, f"{CONFIG}.tmp"}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
 
 
@@ -54,12 +59,14 @@ class RunDirectory:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not self.resumed:
                 tokenizers.save(dataset.tokenizer, self.path / TOKENIZER)
-            self._write(CONFIG, self.record)
+            self._write(CONFIG, self.record)  # last: it is what makes the folder a run's
         except BlockingIOError:
             remedy = "another process trains in it; wait for its end, or choose another folder"
             raise UserError(f"--workdir = {str(self.path)!r}: {remedy}") from None
         except OSError as error:
             remedy = f"cannot be written ({error.strerror}); choose another folder"
+            if error.errno == errno.ENOSPC:
+                remedy = f"cannot be written ({error.strerror}); free some"
             raise UserError(f"--workdir = {str(self.path)!r}: {remedy}") from None
         with lock:
             yield
@@ -71,6 +78,23 @@ class RunDirectory:
         except (OSError, ValueError):
             return None
         return summary if self.resumed and summary.get("status") == "completed" else None
+
+    def give_up(self, step: int, steps: Sequence[int]) -> None:
+        """Notes that the run went back to a step: checkpoints of these later steps are gone.
+
+        ``config.json`` lists it under ``given_up``. A run that was complete is so no more.
+
+        Raises:
+          OSError: it cannot be written.
+        """
+        entry = {"to": step, "steps": list(steps)}
+        self.record["given_up"] = [*self.record.get("given_up", []), entry]
+        if together.index():
+            return
+        self._write(CONFIG, self.record)
+        done = self.finished()
+        if done is not None and done["step"] > step:
+            self.write_summary({**done, "status": "interrupted"})
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes ``summary.json`` as a whole."""
@@ -95,11 +119,29 @@ def check_workdir(workdir: str) -> pathlib.Path:
         raise UserError(f"{shown}: {str(nearest)!r} is a file; give a folder")
     if not os.access(nearest, os.W_OK | os.X_OK) or _read_only(nearest):
         raise UserError(f"{shown}: {str(nearest)!r} cannot be written; choose another folder")
-    if path.is_dir() and any(path.iterdir()) and not (path / CONFIG).is_file():
+    held = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    if held - UNFINISHED and not (path / CONFIG).is_file():
         raise UserError(
             f"{shown}: holds files, but no run's {CONFIG}; give a new or an empty folder"
         )
     return path
+
+
+def check_step(path: pathlib.Path, step: int) -> None:
+    """Whether a run has a checkpoint of a step.
+
+    Raises:
+      UserError: no run, or no such checkpoint; those there are are listed.
+    """
+    read_record(path)
+    steps = manifest.sealed(path / CHECKPOINTS)
+    if step not in steps:
+        there = f"there are those of steps {', '.join(map(str, steps))}"
+        none = "there is none yet; leave the flag out"
+        raise UserError(
+            f"--resume-from = {step}: {str(path)!r} has no checkpoint of that step; "
+            f"{there if steps else none}"
+        )
 
 
 def _read_only(folder: pathlib.Path) -> bool:

@@ -12,16 +12,21 @@ from typing import Any
 from moejax.config import UserError
 from moejax.cost import hardware
 from moejax.parallel import together
-from moejax.training import prepare, run_dir
+from moejax.training import local_copies, prepare, run_dir
 from moejax.training.run_config import RunConfig, flat
 
 VISIBLE_SECONDS = 10.0  # for a shared file system to show what another machine wrote
 
 
 def open_setup(
-    config: RunConfig, workdir: str
+    config: RunConfig, workdir: str, resume_from: int | None = None
 ) -> tuple[prepare.Setup, run_dir.RunDirectory, pathlib.Path]:
     """Checks a run against devices, text and folder, on all processes, and compares what they find.
+
+    Args:
+      config: the run.
+      workdir: its folder.
+      resume_from: a step that has to have a checkpoint there; None for none.
 
     Raises:
       UserError: it fails on one of them, or they do not agree.
@@ -29,6 +34,9 @@ def open_setup(
 
     def work() -> tuple[prepare.Setup, run_dir.RunDirectory, pathlib.Path]:
         path = run_dir.check_workdir(workdir)
+        if resume_from is not None:
+            run_dir.check_step(path, resume_from)
+        local_copies.check_folder(config.checkpoint)
         setup = prepare.prepare(config)
         return setup, run_dir.open_run(path, setup.config, setup.dataset), path
 

@@ -30,7 +30,8 @@ class StepLog:
 
     def begin(self) -> None:
         """Begins the first interval."""
-        self._mark = (self._ledger.seconds["train"], 0, self._ledger.total_flops)
+        ledger = self._ledger
+        self._mark = (ledger.seconds["train"], ledger.tokens, ledger.total_flops)
 
     def log(
         self, step: int, metrics: StepMetrics, tokens: int, writer: MetricWriter, progress: Progress

@@ -1,6 +1,7 @@
 """From a config to a finished run directory: what opens, runs and closes a run."""
 
 import os
+import pathlib
 import sys
 import time
 from collections.abc import Callable
@@ -13,10 +14,11 @@ from moejax.cost.ledger import Ledger, process_age
 from moejax.cost.meter import open_meter
 from moejax.parallel import heartbeat, together
 from moejax.training import charge_exchange, prepare, run_dir, several
-from moejax.training.loop import Interrupted, Run, RunFailed
-from moejax.training.programs import ProgramCache, Programs, compile_programs
+from moejax.training.failures import Interrupted, InterruptedAtOnce, RunFailed
+from moejax.training.loop import Run
+from moejax.training.programs import ProgramCache, compile_programs
 from moejax.training.run_config import RunConfig
-from moejax.training.signals import StopRequest
+from moejax.training.signals import StoppedAtOnce, StopRequest
 from moejax.training.summary import summarize
 
 
@@ -27,6 +29,7 @@ def train(
     bill_process: bool = False,
     begun: float | None = None,
     programs: ProgramCache | None = None,
+    resume_from: int | None = None,
 ) -> dict[str, Any]:
     """Trains a model, or goes on with the run that ``workdir`` holds.
 
@@ -38,6 +41,8 @@ def train(
       begun: ``time.monotonic()`` when the work for this run began, which is charged as start-up;
         None for this call.
       programs: where runs of this process find one another's compiled programs.
+      resume_from: go on from exactly this step's checkpoint, and give up what came after it, also
+        of a run that is complete; None for the newest good one.
 
     Returns:
       What ``summary.json`` holds.
@@ -51,58 +56,76 @@ def train(
         begun = time.monotonic() - process_age()
     elif begun is None:
         begun = time.monotonic()
-    setup, directory, path = several.open_setup(config, workdir)
-    done = together.decide(directory.finished)
-    if done is not None:
-        if together.index() == 0:
-            print(f"{workdir}: the run is complete; nothing to do", file=sys.stderr)
-        return done
-    with several.created(directory, setup.dataset):
-        billing, first = setup.billing, together.index() == 0
-        ledger = Ledger.open(
-            path / run_dir.LEDGER if first else os.devnull,
-            run_id=path.name,
-            stage=config.stage,
-            hardware=billing.hardware,
-            devices=billing.devices,
-            price=billing.price,
-            peak_flops=billing.peak_flops,
-            final=config.cost.final,
-            region=config.cost.region,
-            exchange=charge_exchange.describe(setup),
-            plan=prepare.plan_run(setup),
-            pue=config.cost.pue,
-            purchase=config.cost.purchase(billing.hardware),
-            dollars_per_kwh=config.cost.dollars_per_kwh,
-            meter=open_meter(billing.hardware, setup.mesh.local_devices, billing.devices)
-            if first
-            else None,
-            backfill_seconds=time.monotonic() - begun,
-            on_phase=heartbeat.beats(),
-        )
-        return _run(setup, directory, ledger, programs.get if programs else compile_programs)
+    with StopRequest() as stop:
+        try:
+            with stop.at_once():
+                setup, directory, path = several.open_setup(config, workdir, resume_from)
+        except StoppedAtOnce:
+            raise Interrupted(f"{stop.name}: before it began; nothing was written") from None
+        done = together.decide(directory.finished)
+        if done is not None and resume_from is None:
+            if together.index() == 0:
+                print(f"{workdir}: the run is complete; nothing to do", file=sys.stderr)
+            return done
+        compiled = programs.get if programs else compile_programs
+        with several.created(directory, setup.dataset):
+            ledger = _open_ledger(setup, path, begun)
+            start = lambda: Run(setup, directory, ledger, stop, compiled, resume_from)
+            return _run(start, setup, directory, ledger, stop)
+
+
+def _open_ledger(setup: prepare.Setup, path: pathlib.Path, begun: float) -> Ledger:
+    """The run's ledger; the time since ``begun`` is charged as start-up."""
+    config, billing, first = setup.config, setup.billing, together.index() == 0
+    meter = (
+        open_meter(billing.hardware, setup.mesh.local_devices, billing.devices) if first else None
+    )
+    return Ledger.open(
+        path / run_dir.LEDGER if first else os.devnull,
+        run_id=path.name,
+        stage=config.stage,
+        hardware=billing.hardware,
+        devices=billing.devices,
+        price=billing.price,
+        peak_flops=billing.peak_flops,
+        final=config.cost.final,
+        region=config.cost.region,
+        exchange=charge_exchange.describe(setup),
+        plan=prepare.plan_run(setup),
+        pue=config.cost.pue,
+        purchase=config.cost.purchase(billing.hardware),
+        dollars_per_kwh=config.cost.dollars_per_kwh,
+        meter=meter,
+        backfill_seconds=time.monotonic() - begun,
+        on_phase=heartbeat.beats(),
+    )
 
 
 def _run(
+    make_run: Callable[[], Run],
     setup: prepare.Setup,
     directory: run_dir.RunDirectory,
     ledger: Ledger,
-    programs: Callable[[prepare.Setup], Programs],
+    stop: StopRequest,
 ) -> dict[str, Any]:
     """The run itself, from an open ledger to a closed one, whatever happens."""
-    status, run = "failed", None
+    status, run, failed = "failed", None, True
     try:
-        with StopRequest() as stop, jax.set_mesh(setup.mesh):
-            run = Run(setup, directory, ledger, stop, programs)
+        with jax.set_mesh(setup.mesh):
+            run = make_run()
             try:
-                run.start()
-                status = run.train()
-                run.finish(status)
+                with stop.at_once():
+                    run.start()
+                status = run.finish(run.train())
             except BaseException:
                 status = "failed"
                 raise
             finally:
                 run.close()
+        failed = False
+    except StoppedAtOnce:
+        status = "interrupted"
+        raise InterruptedAtOnce(f"{stop.name}: before its first step; nothing is lost") from None
     except KeyboardInterrupt:
         status = "interrupted"
         raise Interrupted("interrupted before the step ended; the last checkpoint stands") from None
@@ -111,7 +134,31 @@ def _run(
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise RunFailed(first[0]) from error
     finally:
-        ledger.close(status)
-        if run is not None and together.index() == 0:
-            directory.write_summary(summarize(run, status))
+        told = None if run is None or together.index() else summarize(run, status)
+        _close(directory, ledger, status, told, failed)
     return summarize(run, status)
+
+
+def _close(
+    directory: run_dir.RunDirectory,
+    ledger: Ledger,
+    status: str,
+    summary: dict[str, Any] | None,
+    failed: bool,
+) -> None:
+    """Closes the ledger and writes the summary, as far as the disk takes them.
+
+    Raises:
+      RunFailed: it does not, and nothing else went wrong, which would be the thing to say.
+    """
+    for name, write in (
+        (run_dir.LEDGER, lambda: ledger.close(status)),
+        (run_dir.SUMMARY, lambda: summary is not None and directory.write_summary(summary)),
+    ):
+        try:
+            write()
+        except OSError as error:
+            text = f"{directory.path / name} cannot be written: {error.strerror or error}"
+            if not failed:
+                raise RunFailed(f"{text}; the checkpoints are safe") from error
+            print(f"warning: {text}", file=sys.stderr, flush=True)

@@ -1,25 +1,36 @@
 """``moejax train``: one process, or this process's part of a job of several."""
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 from moejax.config import UserError
+from moejax.cost import starting
 
 
 def run(options: argparse.Namespace, show: Callable[[dict[str, Any], str], None]) -> int:
     """Trains; returns 0, 1 for a run that failed or was interrupted, 2 for a user's mistake.
 
     Args:
-      options: ``config``, ``overrides``, ``workdir``, ``coordinator``, ``process_id``,
-        ``processes``.
+      options: ``config``, ``overrides``, ``workdir``, ``resume_from``, ``coordinator``,
+        ``process_id``, ``processes``.
       show: takes the summary, and the same as text.
 
     Raises:
       UserError: with one process; with several it is said here.
     """
+    if not options.process_id:  # the ledger is process 0's
+        starting.begin(options.workdir)
+    try:
+        return _run(options, show)
+    finally:
+        starting.end()
+
+
+def _run(options: argparse.Namespace, show: Callable[[dict[str, Any], str], None]) -> int:
     # Before jax is asked for its devices.
     from moejax.parallel import heartbeat, processes
 
@@ -42,18 +53,23 @@ def run(options: argparse.Namespace, show: Callable[[dict[str, Any], str], None]
 def _train(options: argparse.Namespace, show: Callable[[dict[str, Any], str], None]) -> int:
     from moejax.analysis.curves import loss_over_dollars
     from moejax.parallel import together
-    from moejax.training import report, run_config
-    from moejax.training.loop import RunFailed
+    from moejax.training import programs, report, run_config
+    from moejax.training.failures import InterruptedAtOnce, RunFailed
     from moejax.training.train import train
 
     try:
         config = together.agreed(lambda: run_config.load(options.config, options.overrides))
-        summary = train(config, options.workdir, bill_process=True)
+        summary = train(config, options.workdir, bill_process=True, resume_from=options.resume_from)
     except RunFailed as error:
         _say(together.index(), f"the run failed: {error}", error.__cause__)
+        if isinstance(error, InterruptedAtOnce) and programs.compiling():
+            os._exit(1)  # the interpreter would wait for the compiler
         return 1
     if together.index() == 0:
-        loss_over_dollars(options.workdir)
+        try:
+            loss_over_dollars(options.workdir)
+        except OSError as error:
+            print(f"warning: the figure of the loss cannot be written: {error}", file=sys.stderr)
         show(summary, report.format_summary(summary, options.workdir))
     return 1 if summary["status"] == "interrupted" else 0
 

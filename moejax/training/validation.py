@@ -12,6 +12,10 @@ from moejax.training.state import TrainState
 from moejax.training.step import Batch, EvalMetrics
 
 
+class ValidationStopped(Exception):
+    """Raised by batches that are to end before held-out text does."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Validation:
     """What held-out text told.

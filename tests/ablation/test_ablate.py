@@ -86,6 +86,7 @@ def test_the_folder_holds_what_it_was_and_what_it_cost(config, whole):
     assert row["dollars"] < row["charged"]["dollars"]  # of the training steps only
     assert row["device_seconds"] == pytest.approx(row["train_seconds"] * row["devices"])
     assert len(row["max_violation_by_layer"]) == 1 and row["dropped_share"] == 0
+    assert len(row["fingerprint"]) == 64
     assert not list(whole.glob("runs/*/checkpoints"))  # keep_checkpoints = False
 
 

@@ -43,6 +43,8 @@ def copy(run, tmp_path):
 def test_what_a_run_gives(run, inspected):
     result = inspected
     assert result["step"] == 6 and result["checkpoints"] == [2, 4, 6]
+    record = json.loads((run / "config.json").read_text())
+    assert result["fingerprint"] == record["fingerprint"]
     assert result["layers"] == [1, 2] and result["num_experts"] == 4 and result["top_k"] == 2
     # All batches are the run's whole held-out text.
     summary = json.loads((run / "summary.json").read_text())

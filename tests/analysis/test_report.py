@@ -229,7 +229,8 @@ def test_warnings_of_runs(tmp_path):
         row |= {"router/dropped_share": 0.12, "router/dead_experts": 5}
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     said = "\n".join(report(run)["warnings"])
-    for part in ("not complete: failed", "not finite at step 3", "Leak: router x", "12.0% of the",
+    for part in ("not complete: failed", "bad at step 3: it was not finite", "Leak: router x",
+                 "12.0% of the",
                  "5 of 24 experts were dead", "CPU kernels"):  # fmt: skip
         assert part in said, part
 

@@ -90,3 +90,43 @@ def test_a_run_that_does_not_say_says_so(tmp_path):
     run = read(write(tmp_path, header("a"), charge(10.0, "a"), header("b"), charge(5.0, "b")))
     assert run["redone"] is None and run["tokens_seen"] is None
     assert run["use"]["redone"]["dollars"] == 0
+
+
+def test_a_segment_that_went_back_itself(tmp_path):
+    """10 steps, back to 6, then 3 more; the next process goes on from 8: of the first piece 6 are
+    in the last state, of the second 2."""
+    first = charge(13.0, "a", steps=13, tokens=1300, flops=1.3e11, from_step=6, from_tokens=600,
+                   pieces=[[0, 0, 10, 1000]])  # fmt: skip
+    alone = read(write(tmp_path / "alone", header("a"), first))
+    assert alone["redone"]["steps"] == 4 and alone["tokens_seen"] == 900
+    then = charge(2.0, "b", steps=2, tokens=200, flops=2e10, from_step=8, from_tokens=800)
+    run = read(write(tmp_path / "two", header("a"), first, header("b"), then))
+    assert run["redone"]["steps"] == 5 and run["tokens_seen"] == 1000
+    assert run["redone"]["seconds"] == pytest.approx(5.0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 20), st.integers(0, 30), st.booleans()), min_size=1, max_size=8
+    )
+)
+def test_it_does_not_matter_whether_a_process_or_a_rewind_went_back(pieces):
+    """The same walk in segments of their own, and with some of them joined."""
+    alone, joined, step = [], [], 0
+    for steps, back, same in pieces:
+        step = max(step - back, 0)
+        alone.append(segment(steps, step))
+        if joined and same:
+            joined[-1].append((step, steps))
+        else:
+            joined.append([(step, steps)])
+        step += steps
+    parts = []
+    for walk in joined:
+        *before, (begin, _) = walk
+        more = {"pieces": [[s, 100 * s, n, 100 * n] for s, n in before]} if before else {}
+        parts.append(segment(sum(n for _, n in walk), begin, **more))
+    again, wanted = (redone.summary(p, redone.kept(p)) for p in (parts, alone))
+    assert (again["steps"], again["tokens"]) == (wanted["steps"], wanted["tokens"])
+    assert redone.tokens_seen(parts) == redone.tokens_seen(alone)

@@ -21,8 +21,7 @@ from moejax.cost import ledger
 from moejax.cost.bill import read
 from moejax.cost.hardware import cpu_cores
 from moejax.cost.ledger import PHASES
-from moejax.training import restore
-from moejax.training.loop import Run
+from moejax.training import loop, restore
 from moejax.training.metrics import read_metrics
 
 SUMMARY = [
@@ -204,16 +203,16 @@ def test_hours_and_dollars_stop_within_a_step_and_the_run_goes_on(
 
     250 s are reached in the third step; 450 s' worth of dollars in the fifth.
     """
-    now, place = [1000.0], Run._place
+    now, place = [1000.0], loop._place
 
-    def slowly(run, *arguments):
+    def slowly(*arguments):
         now[0] += 100.0
-        return place(run, *arguments)
+        return place(*arguments)
 
     clock = {name: getattr(time, name) for name in ("strftime", "gmtime")}
     monkeypatch.setattr(ledger, "time", types.SimpleNamespace(monotonic=lambda: now[0], **clock))
     monkeypatch.setattr("moejax.training.train.process_age", lambda: 0.0)  # pytest's own
-    monkeypatch.setattr(Run, "_place", slowly)
+    monkeypatch.setattr(loop, "_place", slowly)
     workdir, cores, price = tmp_path / "run", cpu_cores(), "cost.price=36.0"
     assert train(config, workdir, price, f"budget.max_hours={250 / 3600}") == 0
     bill = read(workdir)

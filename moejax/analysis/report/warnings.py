@@ -77,7 +77,13 @@ def _ending(run: RunRecord) -> list[str]:
     status = "running, or was killed" if summary is None else summary["status"]
     found = [] if status == "completed" else [f"The run is not complete: {status}."]
     if run.divergence is not None:
-        found.append(f"The loss was not finite at step {run.divergence.get('step')}.")
+        step, why = run.divergence.get("step"), run.divergence.get("why", "it was not finite")
+        found.append(f"The loss was bad at step {step}: {why}.")
+    if summary is not None and summary.get("rewinds"):
+        found.append(
+            f"The run went back {summary['rewinds']} times from a bad loss, and left out "
+            f"{summary['skipped_batches']} batches."
+        )
     return found
 
 
