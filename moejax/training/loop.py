@@ -3,17 +3,24 @@
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 
 from moejax.cost.ledger import Ledger
-from moejax.data import baselines, batch_fingerprint, train_iterator, validation_batches
+from moejax.data import (
+    Rows,
+    TrainIterator,
+    baselines,
+    batch_fingerprint,
+    train_iterator,
+    validation_batches,
+)
 from moejax.models.sampling import generate
 from moejax.parallel import sharding, together
 from moejax.parallel.rows import LocalRows
-from moejax.training import prepare, run_dir
+from moejax.training import data_account, prepare, run_dir
 from moejax.training.beginning import Beginning, announcement, from_checkpoint, from_seed
 from moejax.training.checkpoints import Checkpointer, CheckpointError
 from moejax.training.failures import Interrupted, NonFiniteLoss, RunFailed
@@ -24,7 +31,7 @@ from moejax.training.signals import StopRequest
 from moejax.training.silent import Silent
 from moejax.training.step import Batch, StepMetrics
 from moejax.training.step_log import StepLog
-from moejax.training.validation import validate
+from moejax.training.validation import bits_per_byte, validate_dataset
 
 FIELDS = ("tokens", "targets", "segment_ids", "positions")
 
@@ -53,6 +60,9 @@ class Run:
         self.samples: list[str] = []
         self.baselines = baselines(setup.dataset)
         self.log = StepLog(setup, ledger)
+        self.input = data_account.InputWait()
+        self.source_losses: dict[str, float] = {}  # of a mixture, by the last validation
+        self.batches: TrainIterator | None = None
         self._step_flops = 0.0  # of the last step that was read
         self.failed_saves: list[str] = []
         self.checkpoints = Checkpointer(
@@ -135,6 +145,7 @@ class Run:
                 if self._due(self.step):
                     self._read(pending)
                     pending = None
+            self.input.step(self.ledger.seconds)
             if self._due(self.step) and self.step < steps:
                 self._validate_and_save()
         with self.ledger.phase("train"):
@@ -178,7 +189,8 @@ class Run:
             self._diverged(step, fetched, batch)
         self.progress.tick(step)
         if log:
-            self.log.log(step, fetched, self.tokens, self.writer, self.progress)
+            rows = self.rows_read(step)
+            self.log.log(step, fetched, self.tokens, rows, self.writer, self.progress)
 
     def _diverged(self, step: int, metrics: StepMetrics, batch: dict[str, np.ndarray]) -> None:
         """Leaves what is needed to look into a loss that is not finite, and stops the run."""
@@ -214,30 +226,38 @@ class Run:
         Where ``max_batches`` leaves rows out, the bytes per target are still those of them all.
         """
         dataset, train = self.setup.dataset, self.config.train
-        with self.ledger.phase("eval"):
-            batches = validation_batches(
-                dataset.validation,
-                batch_size=train.batch_size // train.micro_batches,
-                max_batches=max_batches or None,
-                take=self._eval_rows.numbers,
+
+        def batches(rows: Rows) -> Iterator[Batch]:
+            size, own = train.batch_size // train.micro_batches, self._eval_rows
+            found = validation_batches(
+                rows, batch_size=size, max_batches=max_batches or None, take=own.numbers
             )
-            placed = (_place(batch, self._eval_rows) for batch in batches)
-            found = validate(self.programs.eval_step, self.state, placed)
+            return (_place(batch, own) for batch in found)
+
+        with self.ledger.phase("eval"):
+            found = validate_dataset(self.programs.eval_step, self.state, dataset, batches)
         self.val_loss, self.val_step = found.loss, self.step
+        self.source_losses = found.sources
         values = {"val_loss": self.val_loss, "val_bits_per_byte": self.bits_per_byte}
         values |= {f"val/router/{name}": value for name, value in found.health.items()}
+        values |= data_account.held_out_values(dataset, found.sources)
         self.writer.write(self.step, {**values, "dollars": self.ledger.total_dollars})
         self._say(
             f"validation after step {self.step}: {self.val_loss:.4f} nats/token, "
             f"{self.bits_per_byte:.4f} bits/byte (gzip -9 {self.baselines['gzip']:.4f}, "
             f"unigram {self.baselines['unigram']:.4f})"
+            + data_account.held_out_line(dataset, found.sources)
         )
 
     @property
     def bits_per_byte(self) -> float:
         """The last validation loss over the bytes that a held-out target stands for."""
-        dataset = self.setup.dataset
-        return self.val_loss / math.log(2) * dataset.validation_tokens / dataset.validation_bytes
+        return bits_per_byte(self.val_loss, self.setup.dataset)
+
+    def rows_read(self, step: int) -> int:
+        """Training rows drawn until a step, those of batches that were passed over included."""
+        passed_over = self.batches.position - self.step if self.batches else 0
+        return (step + passed_over) * self.config.train.batch_size
 
     def _save(self) -> None:
         # Only a loss of this very state may make it the best one.
@@ -259,6 +279,8 @@ class Run:
 
     def finish(self, status: str) -> None:
         """The last validation, checkpoint and sample."""
+        if waited := self.input.line(self.ledger.seconds):
+            self._say(waited)
         if status == "completed":
             self._validate(0)
         self._save()
