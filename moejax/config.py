@@ -11,6 +11,7 @@ import difflib
 import importlib.util
 import math
 import pathlib
+import re
 import sys
 import types
 import typing
@@ -173,18 +174,33 @@ def load(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def override(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Applies settings such as ``moe.top_k=4`` to nested dictionaries, in place; see ``load``."""
+    """Applies settings such as ``moe.top_k=4`` to nested dictionaries, in place; see ``load``.
+
+    An entry of a list is named by its number: ``data.mixture[1].weight=2``.
+    """
     for setting in overrides:
         name, equals, text = setting.partition("=")
         check(bool(equals and name), f"--config.{name}", text, "write it as --config.FIELD=VALUE")
         *blocks, last = name.split(".")
         target = config
         for i, block in enumerate(blocks):
-            target = target.setdefault(block, {})
             where = ".".join(blocks[: i + 1])
+            target = _entry(target, block, where)
             check(isinstance(target, dict), where, target, f"is a value, not a block with {last!r}")
         target[last] = parse_literal(text)
     return config
+
+
+def _entry(block: dict[str, Any], name: str, where: str) -> Any:
+    """A block within a block, made if need be; or of a list of blocks the one that is numbered."""
+    numbered = re.fullmatch(r"(\w+)\[(\d{1,6})\]", name)
+    if numbered is None:
+        return block.setdefault(name, {})
+    entries, number = block.get(numbered[1]), int(numbered[2])
+    found = list(entries) if isinstance(entries, (list, tuple)) else []
+    check(number < len(found), where, "...", f"there is no such entry; the list has {len(found)}")
+    block[numbered[1]] = found  # a tuple becomes a list; its blocks stay what they are
+    return found[number]
 
 
 def parse_literal(text: str) -> Any:

@@ -193,6 +193,24 @@ def test_malformed_overrides(write, setting, text):
     assert text in str(error.value)
 
 
+def test_entries_of_a_list_are_overridden_by_their_number():
+    blocks = lambda: {"data": {"mixture": ({"weight": 1, "path": "x"}, {"weight": 2})}}
+    given = ["data.mixture[1].weight=5", "data.mixture[0].path=y", "data.mixture[1].label=z"]
+    found = config.override(blocks(), given)
+    assert found == {"data": {"mixture": [{"weight": 1, "path": "y"}, {"weight": 5, "label": "z"}]}}
+    for setting, message in (
+        ("data.mixture[2].weight=1", r"data\.mixture\[2\] = .*no such entry; the list has 2"),
+        ("data.mixtures[0].weight=1", r"data\.mixtures\[0\] = .*the list has 0"),
+        ("data.mixture[0].path.x=1", r"data\.mixture\[0\]\.path = 'x': is a value"),
+        ("data.mixture[].x=1", None),
+    ):
+        if message is None:  # no number, so it is a field that no block has
+            assert config.override(blocks(), [setting])["data"]["mixture[]"] == {"x": 1}
+            continue
+        with pytest.raises(ConfigError, match=message):
+            config.override(blocks(), [setting])
+
+
 @pytest.mark.parametrize(
     ("source", "text"),
     [

@@ -172,7 +172,7 @@ def check_text(spec: AblationSpec, setups: Mapping[str, prepare.Setup]) -> None:
         other = setup.dataset
         if other.validation_bytes != first.validation_bytes:
             raise ConfigError(
-                f"variants.{name}: data", setup.config.data.source,
+                f"variants.{name}: data", setup.config.data.shown,
                 f"holds out {other.validation_bytes:,} bytes, the reference "
                 f"{first.validation_bytes:,}; variants need the same held-out text",
             )  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int, Int64
 
 from moejax.config import ConfigError
-from moejax.data import DataConfig, Rows, TextDataset, splits, store, tokenizers
+from moejax.data import DataConfig, Rows, TextDataset, mixture, splits, store, tokenizers
 from moejax.data.dataset import dataset_fingerprint, split_of, target_counts, tokenise
 from moejax.data.packing import Row, padding_row
 from moejax.data.tokenizers import Tokenizer
@@ -75,6 +75,8 @@ def open_held_out(
       UserError: a damaged tokenizer.
     """
     tokenizer = tokenizers.load_saved(tokenizer_folder)
+    if config.mixture:
+        return _open_mixture(config, seq_len, tokenizer, fingerprint, with_text)
     if config.source == "shards":
         from moejax.data import pretokenize  # only shards need ArrayRecord
 
@@ -104,10 +106,37 @@ def open_held_out(
     return HeldOut(rows, tokenizer, domains, "" if domains else why, texts, counts)
 
 
+def _open_mixture(
+    config: DataConfig, seq_len: int, tokenizer: Tokenizer, fingerprint: str, with_text: bool
+) -> HeldOut:
+    """The held-out text of a mixture; its sources are its domains."""
+    sources = mixture.open_sources(config, seq_len, config.max_bytes)
+    _check_fingerprint(config, mixture.fingerprint(config, sources, tokenizer), fingerprint)
+    stores, texts, counts = [], [], 0
+    for source in sources:
+        if source.shards is not None:
+            stores.append(source.shards.validation.store)
+            if with_text:
+                texts += _spelled(source.shards, source.config.path)
+                counts = counts + source.shards.train_counts
+        elif with_text:
+            found = source.open(tokenizer, seq_len)
+            stores.append(found.validation.store)
+            texts += source.corpus.validation_texts
+            counts = counts + found.train_counts
+        else:
+            held_out = source.corpus.texts(splits.VALIDATION)
+            stores.append(store.encode_all(held_out, tokenizer))
+    numbers = np.repeat(np.arange(len(stores)), [len(tokens.lengths) for tokens in stores])
+    domains = Domains(tuple(source.label for source in sources), numbers, "source of the mixture")
+    rows = Rows(store.joined(stores), seq_len)
+    return HeldOut(rows, tokenizer, domains, "", texts, counts if with_text else None)
+
+
 def _check_fingerprint(config: DataConfig, found: str, wanted: str) -> None:
     if found != wanted:
         raise ConfigError(
-            "data", config.path or config.source,
+            "data", config.shown,
             "the corpus is not the one that the run in --workdir was trained on; restore the text",
         )  # fmt: skip
 

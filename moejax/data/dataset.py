@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import pathlib
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,24 @@ from moejax.data import baselines as baselines_lib
 from moejax.data import cache, splits, stdlib_corpus, store, tokenizers
 from moejax.data.data_config import DataConfig
 from moejax.data.documents import Corpus, text_corpus
+from moejax.data.duplicates import Seen
+from moejax.data.mixing import MixedRows
 from moejax.data.packing import Rows
 from moejax.data.tokenizers import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """One source of a mixture: what it is called, its share of the tokens drawn, and its text."""
+
+    label: str
+    share: float
+    dataset: "TextDataset"
+
+
+@dataclasses.dataclass(frozen=True)
 class TextDataset:
-    """Packed training and validation rows of one corpus under one tokenizer.
+    """Packed training and validation rows of one corpus, or a mixture, under one tokenizer.
 
     Attributes:
       tokenizer: text to ids and back.
@@ -29,11 +41,12 @@ class TextDataset:
       fingerprint: equal for the same text, the same held-out part and the same tokenizer.
       provenance: JSON-ready account of where the text is from.
       train_counts, validation_counts: how often each id is a target.
-      gzip_bytes: ``gzip -9`` of the held-out text as one stream.
+      gzip_bytes: ``gzip -9`` of the held-out text as one stream; of a mixture, each source's.
+      parts: the sources of a mixture; empty for a single corpus.
     """
 
     tokenizer: Tokenizer
-    train: Rows
+    train: Rows | MixedRows
     validation: Rows
     train_bytes: int
     validation_bytes: int
@@ -42,6 +55,7 @@ class TextDataset:
     train_counts: Int64[np.ndarray, " V"]
     validation_counts: Int64[np.ndarray, " V"]
     gzip_bytes: int
+    parts: tuple[Part, ...] = ()
 
     @property
     def train_tokens(self) -> int:
@@ -71,6 +85,22 @@ def epochs(dataset: TextDataset, tokens_planned: float) -> float:
     return tokens_planned / dataset.train_tokens
 
 
+def epochs_read(dataset: TextDataset, rows: int) -> tuple[float, dict[str, float]]:
+    """How often ``rows`` rows, as ``train_iterator`` draws them, go through the training text.
+
+    Returns:
+      Over all unique tokens, and of a mixture's sources, by label.
+    """
+    if not dataset.parts:
+        return rows / len(dataset.train), {}
+    times = dataset.train.epochs(rows)
+    of_source = {part.label: own for part, own in zip(dataset.parts, times, strict=True)}
+    tokens = sum(
+        own * part.dataset.train_tokens for part, own in zip(dataset.parts, times, strict=True)
+    )
+    return tokens / dataset.train_tokens, of_source
+
+
 def open_corpus(config: DataConfig) -> Corpus:
     """Opens the source that a config names, except shards, which hold tokens and no text.
 
@@ -94,9 +124,19 @@ def open_corpus(config: DataConfig) -> Corpus:
 
 def split_of(config: DataConfig, max_bytes: int | None) -> splits.SplitCorpus:
     """Opens a config's corpus and decides what is held out; see ``splits.split_corpus``."""
-    return splits.split_corpus(
-        open_corpus(config), config.validation_fraction, config.max_validation_bytes, max_bytes
-    )
+    return splits.finish(draft_of(config, max_bytes, new_seen(config)))
+
+
+def draft_of(config: DataConfig, max_bytes: int | None, seen: Seen | None) -> splits.Draft:
+    """Opens a config's corpus and assigns its documents; see ``splits.draft``."""
+    corpus = open_corpus(config)
+    fraction, most = config.validation_fraction, config.max_validation_bytes
+    return splits.draft(corpus, fraction, most, max_bytes, seen)
+
+
+def new_seen(config: DataConfig) -> Seen | None:
+    """Where documents are remembered by ``data.deduplicate``; None where copies stay."""
+    return Seen() if config.deduplicate == "exact" else None
 
 
 def choose_tokenizer(config: DataConfig, corpus: splits.SplitCorpus) -> Tokenizer:
@@ -105,25 +145,38 @@ def choose_tokenizer(config: DataConfig, corpus: splits.SplitCorpus) -> Tokenize
     Raises:
       ConfigError: a tokenizer.json that cannot be used.
     """
+    if config.tokenizer != "bpe":
+        return given_tokenizer(config)
+    recipe = (corpus.train_fingerprint, config.bpe_vocab_size, config.bpe_sample_bytes)
+    texts = lambda: tokenizers.spread_sample(
+        corpus.texts(splits.TRAIN), corpus.train_bytes, config.bpe_sample_bytes
+    )
+    return trained_tokenizer(config, recipe, texts)
+
+
+def given_tokenizer(config: DataConfig) -> Tokenizer:
+    """Bytes, or the tokenizer.json that a config names; raises ConfigError on one of no use."""
     if config.tokenizer == "bytes":
         return tokenizers.BytesTokenizer()
-    if config.tokenizer != "bpe":
-        return tokenizers.load_json(config.tokenizer, config.separator)
-    recipe = (
-        corpus.train_fingerprint,
-        config.bpe_vocab_size,
-        config.bpe_sample_bytes,
-        tokenizers.SPLIT,
-        tokenizers.hf.__version__,
-    )
+    return tokenizers.load_json(config.tokenizer, config.separator)
+
+
+def trained_tokenizer(
+    config: DataConfig, recipe: tuple, texts: Callable[[], Iterable[str]]
+) -> Tokenizer:
+    """A BPE from the cache, or trained.
+
+    Args:
+      config: the block ``data``.
+      recipe: what tells it from every other; what all of them depend on is added.
+      texts: gives the texts to train it on.
+    """
+    recipe = (*recipe, tokenizers.SPLIT, tokenizers.hf.__version__)
     key = hashlib.sha256(repr(recipe).encode()).hexdigest()
     root = config.cache_path / "bpe"
     if found := cache.find(root, key):
         return tokenizers.load_saved(found)
-    sample = tokenizers.spread_sample(
-        corpus.texts(splits.TRAIN), corpus.train_bytes, config.bpe_sample_bytes
-    )
-    tokenizer = tokenizers.train_bpe(sample, config.bpe_vocab_size)
+    tokenizer = tokenizers.train_bpe(texts(), config.bpe_vocab_size)
     cache.put(root, key, tokenizer.save)
     return tokenizer
 
@@ -175,10 +228,26 @@ def tokenise(
     return stores
 
 
-def _check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
-    ids = tokenizer.vocab_size
+def check_vocabulary(config: DataConfig, tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Raises ConfigError where a model has fewer ids than the tokenizer."""
+    ids, where = tokenizer.vocab_size, f"the tokenizer (data.tokenizer {config.tokenizer!r})"
+    if config.source == "shards":
+        where = f"the tokenizer in {config.path}"
+    elif any(source.source == "shards" for source in config.mixture):
+        where = "the tokenizer of data.mixture's shards"
     remedy = f"{where} has {ids} ids; use {ids} or more, or a smaller tokenizer"
     config_lib.check(ids <= vocab_size, "model.vocab_size", vocab_size, remedy)
+
+
+def check_long_enough(dataset: TextDataset, seq_len: int, of_source: str = "") -> None:
+    """Raises ConfigError where the training text is shorter than one sequence."""
+    config_lib.check(
+        dataset.train_tokens >= seq_len,
+        "train.seq_len",
+        seq_len,
+        f"the training text{of_source} has only {dataset.train_tokens} tokens, shorter than one "
+        "sequence; give more text or use shorter sequences",
+    )
 
 
 def provenance_of(corpus: splits.SplitCorpus, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -196,10 +265,10 @@ def provenance_of(corpus: splits.SplitCorpus, tokenizer: Tokenizer) -> dict[str,
     return {**corpus.provenance, "warning": warning}
 
 
-def _from_text(config: DataConfig, seq_len: int, vocab_size: int) -> TextDataset:
-    corpus = split_of(config, config.max_bytes)
-    tokenizer = choose_tokenizer(config, corpus)
-    _check_vocabulary(tokenizer, vocab_size, f"the tokenizer (data.tokenizer {config.tokenizer!r})")
+def text_dataset(
+    config: DataConfig, corpus: splits.SplitCorpus, tokenizer: Tokenizer, seq_len: int
+) -> TextDataset:
+    """A corpus as packed rows, tokenised or from the cache."""
     fingerprint = dataset_fingerprint(corpus.fingerprint, tokenizer)
     train, validation = tokenise(config, corpus, tokenizer, fingerprint)
     held_out = "".join(corpus.validation_texts).encode()
@@ -233,18 +302,21 @@ def open_dataset(
         that is broken or has more ids than ``vocab_size``.
     """
     config_lib.check(seq_len > 0, "train.seq_len", seq_len, "must be above zero")
-    if config.source == "shards":
+    check = lambda tokenizer: check_vocabulary(config, tokenizer, vocab_size)
+    if config.mixture:
+        from moejax.data import mixture  # it builds upon this module
+
+        dataset = mixture.open_mixture(config, seq_len, check_tokenizer=check)
+    elif config.source == "shards":
         from moejax.data import pretokenize  # it builds upon this module
 
         dataset = pretokenize.open_shards(config.path, seq_len)
-        _check_vocabulary(dataset.tokenizer, vocab_size, f"the tokenizer in {config.path}")
+        check(dataset.tokenizer)
     else:
-        dataset = _from_text(config, seq_len, vocab_size)
-    config_lib.check(
-        not train_required or dataset.train_tokens >= seq_len,
-        "train.seq_len",
-        seq_len,
-        f"the training text has only {dataset.train_tokens} tokens, shorter than one sequence; "
-        "give more text or use shorter sequences",
-    )
+        corpus = split_of(config, config.max_bytes)
+        tokenizer = choose_tokenizer(config, corpus)
+        check(tokenizer)
+        dataset = text_dataset(config, corpus, tokenizer, seq_len)
+    if train_required:
+        check_long_enough(dataset, seq_len)
     return dataset

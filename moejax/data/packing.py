@@ -128,6 +128,11 @@ class Rows:
         """Share of the positions of all rows that hold a target; the rest is padding."""
         return self.targets / max(1, len(self) * self.seq_len)
 
+    @property
+    def tokens_per_row(self) -> float:
+        """Targets of a row, on the average."""
+        return self.targets / max(1, len(self))
+
     def __getitem__(self, index: int) -> Row:
         """Row ``index``.
 

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Int, Int32, Shaped
 
 from moejax import config
+from moejax.data.mixing import MixedRows
 from moejax.data.packing import Row, Rows, padding_row
 
 Batch = dict[str, Int32[np.ndarray, "B S"]]
@@ -40,8 +41,26 @@ class TrainIterator:
         self._batches.close()
 
 
+def _order(rows: Rows | MixedRows, seed: int):
+    """Numbers of rows without end, as a grain MapDataset: shuffled anew each epoch.
+
+    Each source of a mixture has epochs of its own, under a seed of its own.
+    """
+    import grain  # slow to import, and a plan does not need it
+
+    if not isinstance(rows, MixedRows):
+        return grain.MapDataset.range(len(rows)).seed(seed % 2**32).shuffle().repeat()
+    starts = rows.starts.tolist()
+    seeds = np.random.SeedSequence(seed % 2**32).generate_state(len(rows.parts))
+    orders = [
+        grain.MapDataset.range(start, stop).seed(int(own)).shuffle().repeat()
+        for start, stop, own in zip(starts[:-1], starts[1:], seeds, strict=True)
+    ]
+    return grain.MapDataset.select_from_datasets(orders, rows.schedule)
+
+
 def train_iterator(
-    rows: Rows,
+    rows: Rows | MixedRows,
     *,
     batch_size: int,
     seed: int,
@@ -53,10 +72,11 @@ def train_iterator(
 
     Batch ``n`` is a function of ``rows``, ``batch_size``, ``seed`` and ``n`` alone, so an iterator
     with ``start=n`` gives exactly the batches that an uninterrupted run sees from ``n`` on, on
-    however many processes. A batch may reach over the end of an epoch.
+    however many processes. A batch may reach over the end of an epoch. The sources of a mixture
+    are drawn from by its schedule: see ``MixedRows``.
 
     Args:
-      rows: packed training rows.
+      rows: packed training rows, of one source or of several.
       batch_size: B, rows of the global batch.
       seed: of the shuffle.
       start: global batches already consumed.
@@ -81,9 +101,10 @@ def train_iterator(
         "use a smaller batch, a shorter train.seq_len or more text",
     )
     # Only row numbers are shuffled and batched; a process then reads its own rows.
-    order = grain.MapDataset.range(len(rows)).seed(seed % 2**32).shuffle().repeat()
-    batches = order.batch(batch_size).map(
-        lambda numbers: _stack([rows[int(number)] for number in numbers[own]])
+    batches = (
+        _order(rows, seed)
+        .batch(batch_size)
+        .map(lambda numbers: _stack([rows[int(number)] for number in numbers[own]]))
     )
     options = grain.ReadOptions(num_threads=min(prefetch, 4), prefetch_buffer_size=prefetch)
     iterator = iter(batches.to_iter_dataset(options))

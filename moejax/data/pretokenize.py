@@ -3,10 +3,12 @@
 A folder of shards holds, for each split, ArrayRecord files with the flat sequence of ids (see
 ``store``) in records of equal length, and an index of the documents' lengths; and once, the
 tokenizer, the target counts for the unigram baseline, and ``manifest.json`` with the fingerprint,
-sizes and hashes. A run on shards sees the same rows as one on the text itself.
+sizes and hashes. A run on shards sees the same rows as one on the text itself. Of a mixture, each
+source has such a folder of its own, and shares and temperature stay free.
 """
 
 import array
+import contextlib
 import json
 import os
 import pathlib
@@ -30,6 +32,7 @@ from moejax.data.dataset import (
     provenance_of,
     split_of,
 )
+from moejax.data.duplicates import dropped_line
 from moejax.data.packing import Rows
 from moejax.data.tokenizers import Tokenizer
 
@@ -83,6 +86,8 @@ def tokenize_corpus(
 ) -> dict[str, Any]:
     """Tokenises a config's text into a folder of shards, a batch of documents at a time.
 
+    A mixture goes into a folder for each source, named by its label, under one tokenizer.
+
     Args:
       config: the block ``data``, with any source of text.
       out: the folder to write; it must be new or empty, and appears only once it is whole.
@@ -91,7 +96,8 @@ def tokenize_corpus(
       report: is told about progress in lines of text.
 
     Returns:
-      The manifest, and ``path``, where it went.
+      The manifest, and ``path``, where it went; of a mixture ``path``, ``fingerprint``,
+      ``temperature`` and ``sources``: a manifest with ``path`` and ``weight`` by label.
 
     Raises:
       ConfigError: a source or an output folder that cannot be used.
@@ -99,10 +105,47 @@ def tokenize_corpus(
     out = pathlib.Path(out).expanduser()
     remedy = "holds shards already; name a source of text"
     config_lib.check(config.source != "shards", "data.source", config.source, remedy)
+    for i, source in enumerate(config.mixture):
+        where = f"data.mixture[{i}].source"
+        config_lib.check(source.source != "shards", where, source.source, remedy)
     taken = out.exists() and not (out.is_dir() and not any(out.iterdir()))
     config_lib.check(not taken, "--out", str(out), "is not an empty folder; name a new one")
+    record_tokens = max(1, record_tokens)
+    sizes = record_tokens, max(1, shard_tokens // record_tokens)
+    if config.mixture:
+        return _tokenize_mixture(config, out, sizes, report)
     corpus = split_of(config, None)
     tokenizer = choose_tokenizer(config, corpus)
+    with _whole_folder(out) as temporary:
+        manifest = _write_shards(corpus, tokenizer, temporary, *sizes, report)
+    return {**manifest, "path": str(out)}
+
+
+def _tokenize_mixture(
+    config: DataConfig, out: pathlib.Path, sizes: tuple[int, int], report: Callable[[str], None]
+) -> dict[str, Any]:
+    """A folder of shards for each source of a mixture; see ``tokenize_corpus``."""
+    from moejax.data import mixture  # it builds upon this module
+
+    sources = mixture.open_sources(config, 1, None)
+    tokenizer = mixture.choose_tokenizer(config, sources)
+    whole = mixture.fingerprint(config, sources, tokenizer)
+    found = {}
+    with _whole_folder(out) as temporary:
+        for block, source in zip(config.mixture, sources, strict=True):
+            folder, label = temporary / source.label, source.label
+            folder.mkdir()
+            say = lambda line, label=label: report(f"{label}: {line}")
+            together = {mixture.TOGETHER: whole}
+            manifest = _write_shards(source.corpus, tokenizer, folder, *sizes, say, together)
+            found[label] = {**manifest, "path": str(out / label), "weight": block.weight}
+    about = {"fingerprint": whole, "temperature": config.temperature}
+    return {"path": str(out), **about, "sources": found}
+
+
+@contextlib.contextmanager
+def _whole_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to write into, which becomes ``out`` once everything is there, or goes away."""
     temporary = out.parent / f".{out.name}.writing-{os.getpid()}"
     try:
         try:
@@ -110,32 +153,44 @@ def tokenize_corpus(
         except OSError as error:
             remedy = f"cannot be written ({error.strerror}); name a folder that can"
             raise config_lib.ConfigError("--out", str(out), remedy) from error
-        record_tokens = max(1, record_tokens)
-        records_a_shard = max(1, shard_tokens // record_tokens)
-        manifest = _write_shards(
-            corpus, tokenizer, temporary, record_tokens, records_a_shard, report
-        )
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        yield temporary
         if out.exists():
             out.rmdir()
         os.rename(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return {**manifest, "path": str(out)}
 
 
 def format_result(result: dict[str, Any]) -> str:
     """What ``tokenize_corpus`` returned, as a few lines for people."""
-    lines = [f"shards in {result['path']}, {result['vocab_size']:,} ids"]
-    for split, counts in result["splits"].items():
+    if "sources" not in result:
+        remedy = f"train on it with data.source='shards' and data.path={result['path']!r}"
+        return "\n".join([*_counted(result), f"fingerprint {result['fingerprint']}", remedy])
+    lines, blocks = [], []
+    for label, manifest in result["sources"].items():
+        lines += _counted(manifest)
+        block = {"source": "shards", "path": manifest["path"], "label": label}
+        if manifest["weight"] is not None:
+            block["weight"] = manifest["weight"]
+        blocks.append(block)
+    lines += [f"fingerprint {result['fingerprint']}", f"train on it with data.mixture={blocks!r}"]
+    if result["temperature"] != 1:
+        lines[-1] += f" and data.temperature={result['temperature']!r}"
+    return "\n".join(lines)
+
+
+def _counted(manifest: dict[str, Any]) -> list[str]:
+    """Lines about one folder of shards."""
+    lines = [f"shards in {manifest['path']}, {manifest['vocab_size']:,} ids"]
+    if dropped := dropped_line(manifest["provenance"]):
+        lines.append(dropped)
+    for split, counts in manifest["splits"].items():
         ratio = counts["bytes"] / counts["tokens"]
         lines.append(
             f"{split}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, "
             f"{counts['bytes']:,} bytes ({ratio:.2f} bytes a token), {len(counts['files'])} files"
         )
-    lines.append(f"fingerprint {result['fingerprint']}")
-    lines.append(f"train on it with data.source='shards' and data.path={result['path']!r}")
-    return "\n".join(lines)
+    return lines
 
 
 def _write_shards(
@@ -145,8 +200,9 @@ def _write_shards(
     record_tokens: int,
     records_a_shard: int,
     report: Callable[[str], None],
+    more_provenance: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Writes both splits, their indices and the tokenizer; returns the manifest."""
+    """Writes both splits, their indices, the tokenizer and the manifest, which is returned."""
     dtype = store.token_dtype(tokenizer.vocab_size)
     written = {}
     for split, code in SPLITS.items():
@@ -163,7 +219,7 @@ def _write_shards(
     tokenizers.save(tokenizer, folder)
     held_out = "".join(corpus.validation_texts).encode()
     beside = [p for p in sorted(folder.iterdir()) if p.suffix != ".array_record"]
-    return {
+    manifest = {
         "format": FORMAT,
         "fingerprint": dataset_fingerprint(corpus.fingerprint, tokenizer),
         "vocab_size": tokenizer.vocab_size,
@@ -172,8 +228,10 @@ def _write_shards(
         "gzip_bytes": gzip_bytes(held_out),
         "splits": written,
         "sha256": {p.name: sha256_of(p) for p in beside},
-        "provenance": provenance_of(corpus, tokenizer),
+        "provenance": {**provenance_of(corpus, tokenizer), **(more_provenance or {})},
     }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    return manifest
 
 
 def _stream(
@@ -239,6 +297,10 @@ def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
         raise config_lib.ConfigError("data.path", str(folder), remedy) from cause
 
     if not (folder / MANIFEST).is_file():
+        within = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
+        if within:
+            fail(f"holds the shards of several sources ({', '.join(within)}); name each folder in "
+                 "data.mixture")  # fmt: skip
         fail(f"has no {MANIFEST}; write the shards with `moejax tokenize`")
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))

@@ -1,10 +1,15 @@
-"""What is held out, decided by hashes; and the fingerprint of a corpus with its split."""
+"""What is held out, decided by hashes; and the fingerprint of a corpus with its split.
+
+A corpus goes through three hands: ``draft`` reads it once and assigns each document,
+``drop_held_out`` keeps the held-out text of one source of a mixture out of the others' training
+text, and ``finish`` fingerprints what came of it. ``split_corpus`` is all that for one source.
+"""
 
 import array
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +17,7 @@ from jaxtyping import Bool, Int, Int8, UInt64
 
 from moejax import config
 from moejax.data.documents import Corpus
+from moejax.data.duplicates import Digests, Seen
 
 UNUSED, TRAIN, VALIDATION = 0, 1, 2
 _CODES = {None: UNUSED, "train": TRAIN, "validation": VALIDATION}
@@ -106,12 +112,13 @@ def validation_budget(total_bytes: int, fraction: float, max_bytes: int) -> int:
 
 @dataclasses.dataclass
 class _Scan:
-    """What one pass over a corpus finds: four numbers a document, 25 bytes."""
+    """What one pass over a corpus finds: four numbers a document, 25 bytes; with digests, 57."""
 
     keys: array.array = dataclasses.field(default_factory=lambda: array.array("Q"))
     groups: array.array = dataclasses.field(default_factory=lambda: array.array("Q"))
     sizes: array.array = dataclasses.field(default_factory=lambda: array.array("q"))
     given: array.array = dataclasses.field(default_factory=lambda: array.array("b"))
+    digests: Digests | None = None
 
 
 def _hash(content: bytes) -> int:
@@ -119,8 +126,8 @@ def _hash(content: bytes) -> int:
     return int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
 
 
-def _scan(corpus: Corpus, max_bytes: int | None) -> _Scan:
-    found, total = _Scan(), 0
+def _scan(corpus: Corpus, max_bytes: int | None, with_digests: bool) -> _Scan:
+    found, total = _Scan(digests=Digests() if with_digests else None), 0
     for document in corpus.read():
         if not document.text:
             continue
@@ -130,21 +137,68 @@ def _scan(corpus: Corpus, max_bytes: int | None) -> _Scan:
         found.keys.append(content if document.key is None else _hash(document.key.encode()))
         found.sizes.append(len(raw))
         found.given.append(_CODES[document.split])
+        if found.digests is not None:
+            found.digests.add(document.text)
         total += len(raw)
-        if max_bytes is not None and total > max_bytes:
-            raise config.ConfigError(
-                "data.max_bytes",
-                max_bytes,
-                "the corpus is larger than may be tokenised in memory; run `moejax tokenize` "
-                "on this config, and train with data.source 'shards' on what it writes",
-            )
+        check_size(total, max_bytes)
     return found
 
 
+def check_size(total: int, max_bytes: int | None) -> None:
+    """Raises ConfigError where a corpus, or a mixture, has more bytes than may be in memory."""
+    if max_bytes is not None and total > max_bytes:
+        raise config.ConfigError(
+            "data.max_bytes",
+            max_bytes,
+            "the corpus is larger than may be tokenised in memory; run `moejax tokenize` "
+            "on this config, and train with data.source 'shards' on what it writes",
+        )
+
+
+@dataclasses.dataclass
+class Draft:
+    """A corpus that was read once, with each document assigned; arrays as in ``SplitCorpus``.
+
+    ``provenance`` holds what there is to say of documents that were dropped.
+    """
+
+    corpus: Corpus
+    assigned: Int8[np.ndarray, " documents"]
+    groups: UInt64[np.ndarray, " documents"]
+    sizes: Int[np.ndarray, " documents"]
+    where: tuple[str, str]  # the field that names the corpus, and its value
+    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def held_out_groups(self) -> UInt64[np.ndarray, " held_out"]:
+        """Hashes of the held-out documents' content."""
+        return self.groups[self.assigned == VALIDATION]
+
+    def check_both_splits(self) -> None:
+        """Raises ConfigError where training or validation has no document."""
+        for code, name in ((TRAIN, "training"), (VALIDATION, "validation")):
+            remedy = f"leaves no text for {name}; give more text"
+            config.check(bool((self.assigned == code).any()), *self.where, remedy)
+
+
 def split_corpus(
-    corpus: Corpus, fraction: float, max_validation_bytes: int, max_bytes: int | None = None
+    corpus: Corpus,
+    fraction: float,
+    max_validation_bytes: int,
+    max_bytes: int | None = None,
+    seen: Seen | None = None,
 ) -> SplitCorpus:
-    """Reads a corpus once and decides what is held out; empty documents are left out.
+    """Reads a corpus once and decides what is held out: ``draft`` and ``finish``."""
+    return finish(draft(corpus, fraction, max_validation_bytes, max_bytes, seen))
+
+
+def draft(
+    corpus: Corpus,
+    fraction: float,
+    max_validation_bytes: int,
+    max_bytes: int | None = None,
+    seen: Seen | None = None,
+) -> Draft:
+    """Reads a corpus once and assigns its documents; empty ones are left out.
 
     Where the source has splits of its own they stay, the validation split is cut to
     ``max_validation_bytes`` by hash, and training documents that equal a validation document are
@@ -155,33 +209,62 @@ def split_corpus(
       fraction: share of the bytes to hold out.
       max_validation_bytes: hold out no more bytes.
       max_bytes: refuse a larger corpus; None takes any.
+      seen: documents of sources before this one; equal ones here, and second copies, are dropped,
+        and what stays is added. None drops none.
 
     Raises:
       ConfigError: no text, too much of it, or not enough documents to hold one out.
     """
-    found = _scan(corpus, max_bytes)
-    where = corpus.provenance.get("path") or corpus.provenance.get("name") or "stdlib"
-    field = "data.path" if corpus.provenance.get("path") else "data.source"
-    config.check(bool(found.sizes), field, where, "holds no text at all; give some")
+    found = _scan(corpus, max_bytes, seen is not None)
+    name = corpus.provenance.get("path") or corpus.provenance.get("name") or "stdlib"
+    where = ("data.path" if corpus.provenance.get("path") else "data.source", name)
+    config.check(bool(found.sizes), *where, "holds no text at all; give some")
     sizes, assigned = np.array(found.sizes, np.int64), np.array(found.given, np.int8)
     keys, groups = np.array(found.keys, np.uint64), np.array(found.groups, np.uint64)
-    if not assigned.any():
-        budget = validation_budget(int(sizes.sum()), fraction, max_validation_bytes)
-        assigned[:] = TRAIN
-        assigned[held_out(keys, groups, sizes, budget)] = VALIDATION
-        config.check(
-            bool((assigned == TRAIN).any()),
-            field,
-            where,
-            "holds a single document, or copies of one; give two different ones at least, "
-            "so that one can be held out",
-        )
-    else:
+    result = Draft(corpus, assigned, groups, sizes, where)
+    own_splits = bool(assigned.any())
+    here = np.ones(len(sizes), bool)
+    if seen is not None:
+        here = seen.first_copies(found.digests.array(), first=assigned == VALIDATION)
+        result.provenance = {
+            "duplicate_documents": int((~here).sum()),
+            "duplicate_bytes": int(sizes[~here].sum()),
+        }
+        remedy = "holds nothing but documents that sources before it have; leave it out"
+        config.check(bool(here.any()), *where, remedy)
+        assigned[~here] = UNUSED
+    if own_splits:
         _cut_validation(assigned, keys, groups, sizes, max_validation_bytes)
-        for code, name in ((TRAIN, "training"), (VALIDATION, "validation")):
-            remedy = f"leaves no text for {name}; give more text"
-            config.check(bool((assigned == code).any()), field, where, remedy)
-    return _assemble(corpus, assigned, groups, sizes)
+        result.check_both_splits()
+        return result
+    kept = np.flatnonzero(here)
+    budget = validation_budget(int(sizes[kept].sum()), fraction, max_validation_bytes)
+    out = held_out(keys[kept], groups[kept], sizes[kept], budget)
+    assigned[kept] = np.where(out, VALIDATION, TRAIN)
+    config.check(
+        bool((assigned == TRAIN).any()),
+        *where,
+        "holds a single document, or copies of one; give two different ones at least, "
+        "so that one can be held out",
+    )
+    return result
+
+
+def drop_held_out(draft: Draft, groups: Sequence[UInt64[np.ndarray, " _"]]) -> None:
+    """Drops training documents that equal one that some source of the mixture holds out, in place.
+
+    Args:
+      draft: of one source.
+      groups: ``held_out_groups`` of every source.
+
+    Raises:
+      ConfigError: the source is left without training text.
+    """
+    copies = np.isin(draft.groups, np.concatenate(groups)) & (draft.assigned == TRAIN)
+    draft.assigned[copies] = UNUSED
+    if copies.any():
+        draft.provenance["copies_of_held_out_documents"] = int(copies.sum())
+    draft.check_both_splits()
 
 
 def _cut_validation(
@@ -200,14 +283,11 @@ def _cut_validation(
     assigned[copies] = UNUSED
 
 
-def _assemble(
-    corpus: Corpus,
-    assigned: Int8[np.ndarray, " documents"],
-    groups: UInt64[np.ndarray, " documents"],
-    sizes: Int[np.ndarray, " documents"],
-) -> SplitCorpus:
+def finish(draft: Draft) -> SplitCorpus:
+    """The corpus with its split, fingerprinted."""
+    assigned, sizes = draft.assigned, draft.sizes
     train, validation = (
-        hashlib.sha256(groups[assigned == code].astype(">u8").tobytes())
+        hashlib.sha256(draft.groups[assigned == code].astype(">u8").tobytes())
         for code in (TRAIN, VALIDATION)
     )
     counts = {
@@ -217,13 +297,12 @@ def _assemble(
         "validation_documents": int((assigned == VALIDATION).sum()),
         "unused_documents": int((assigned == UNUSED).sum()),
     }
-    provenance = {**corpus.provenance, **counts}
     return SplitCorpus(
-        corpus=corpus,
+        corpus=draft.corpus,
         assigned=assigned,
         train_bytes=int(sizes[assigned == TRAIN].sum()),
         validation_bytes=int(sizes[assigned == VALIDATION].sum()),
         fingerprint=hashlib.sha256(train.digest() + validation.digest()).hexdigest(),
         train_fingerprint=train.hexdigest(),
-        provenance=provenance,
+        provenance={**draft.corpus.provenance, **counts, **draft.provenance},
     )

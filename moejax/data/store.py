@@ -108,3 +108,11 @@ def encode_all(documents: Iterable[str], tokenizer: Tokenizer) -> MemoryStore:
             parts += [ids.astype(dtype), separator]
             lengths.append(len(ids) + 1)
     return MemoryStore(np.concatenate(parts), np.array(lengths, np.int64))
+
+
+def joined(stores: Sequence[TokenStore]) -> MemoryStore:
+    """The documents of several stores, of one tokenizer, in order and in memory."""
+    read = lambda tokens: tokens.read(0, int(tokens.lengths.sum()) + 1)
+    # The separator at the end of one store is that at the beginning of the next.
+    flats = [read(tokens)[1 if i else 0 :] for i, tokens in enumerate(stores)]
+    return MemoryStore(np.concatenate(flats), np.concatenate([s.lengths for s in stores]))

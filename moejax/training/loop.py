@@ -9,11 +9,11 @@ import jax
 import numpy as np
 
 from moejax.cost.ledger import Ledger
-from moejax.data import baselines, train_iterator, validation_batches
+from moejax.data import Rows, baselines, train_iterator, validation_batches
 from moejax.models.sampling import generate
 from moejax.parallel import sharding, together
 from moejax.parallel.rows import LocalRows
-from moejax.training import prepare, run_dir
+from moejax.training import data_account, prepare, run_dir
 from moejax.training.beginning import Beginning, announcement, from_checkpoint, from_seed
 from moejax.training.checkpoints import Checkpointer, CheckpointError
 from moejax.training.failures import Interrupted, NonFiniteLoss, RunFailed
@@ -27,7 +27,7 @@ from moejax.training.signals import StopRequest
 from moejax.training.silent import Silent
 from moejax.training.step import Batch, StepMetrics
 from moejax.training.step_log import StepLog
-from moejax.training.validation import ValidationStopped, validate
+from moejax.training.validation import ValidationStopped, bits_per_byte, validate_dataset
 
 FIELDS = ("tokens", "targets", "segment_ids", "positions")
 
@@ -78,6 +78,9 @@ class Run:
         self.log = StepLog(setup, ledger)
         self.guard = Guard(self.config.guard)
         self.pending: Pending | None = None
+        self.input = data_account.InputWait()
+        self.source_losses: dict[str, float] = {}  # of a mixture, by the last validation
+        self.batches: Skipping | None = None
         self._step_flops = 0.0  # of the last step that was read
         self.failed_saves: list[str] = []
         self.failed_metrics = 0
@@ -176,6 +179,7 @@ class Run:
                 self._read(before)
                 if self._due(self.step):
                     self._read_pending()
+            self.input.step(self.ledger.seconds)
             if self._due(self.step) and self.step < steps:
                 self._validate_and_save()
         with self.ledger.phase("train"):
@@ -231,7 +235,8 @@ class Run:
             raise BadStep(done.step, why, self.loss, norm, done.position, done.batch)
         self.progress.tick(done.step)
         if self.log.due(done.step):
-            self.log.log(done.step, fetched, self.tokens, self.writer, self.progress)
+            rows = self.rows_read(done.step)
+            self.log.log(done.step, fetched, self.tokens, rows, self.writer, self.progress)
 
     def _validate_and_save(self) -> None:
         train, step = self.config.train, self.step
@@ -252,27 +257,31 @@ class Run:
           Whether it came to its end; a signal stops it.
         """
         dataset, train = self.setup.dataset, self.config.train
-        with self.ledger.phase("eval"):
-            batches = validation_batches(
-                dataset.validation,
-                batch_size=train.batch_size // train.micro_batches,
-                max_batches=max_batches or None,
-                take=self._eval_rows.numbers,
+
+        def batches(rows: Rows) -> Iterator[Batch]:
+            size, own = train.batch_size // train.micro_batches, self._eval_rows
+            found = validation_batches(
+                rows, batch_size=size, max_batches=max_batches or None, take=own.numbers
             )
-            placed = (_place(batch, self._eval_rows) for batch in batches)
+            return self._until_asked(_place(batch, own) for batch in found)
+
+        with self.ledger.phase("eval"):
             try:
-                found = validate(self.programs.eval_step, self.state, self._until_asked(placed))
+                found = validate_dataset(self.programs.eval_step, self.state, dataset, batches)
             except ValidationStopped:
                 self.say(f"{self.stop.name}: the validation after step {self.step} is left out")
                 return False
         self.val_loss, self.val_step = found.loss, self.step
+        self.source_losses = found.sources
         values = {"val_loss": self.val_loss, "val_bits_per_byte": self.bits_per_byte}
         values |= {f"val/router/{name}": value for name, value in found.health.items()}
+        values |= data_account.held_out_values(dataset, found.sources)
         self.writer.write(self.step, {**values, "dollars": self.ledger.total_dollars})
         self.say(
             f"validation after step {self.step}: {self.val_loss:.4f} nats/token, "
             f"{self.bits_per_byte:.4f} bits/byte (gzip -9 {self.baselines['gzip']:.4f}, "
             f"unigram {self.baselines['unigram']:.4f})"
+            + data_account.held_out_line(dataset, found.sources)
         )
         return True
 
@@ -286,8 +295,12 @@ class Run:
     @property
     def bits_per_byte(self) -> float:
         """The last validation loss over the bytes that a held-out target stands for."""
-        dataset = self.setup.dataset
-        return self.val_loss / math.log(2) * dataset.validation_tokens / dataset.validation_bytes
+        return bits_per_byte(self.val_loss, self.setup.dataset)
+
+    def rows_read(self, step: int) -> int:
+        """Training rows drawn until a step, those of batches that were passed over included."""
+        passed_over = self.batches.position - self.step if self.batches else 0
+        return (step + passed_over) * self.config.train.batch_size
 
     def _save(self) -> None:
         # Only a loss of this very state may make it the best one.
@@ -324,6 +337,8 @@ class Run:
           NonFiniteLoss: of the held-out text.
           RunFailed: the last checkpoint could not be saved.
         """
+        if waited := self.input.line(self.ledger.seconds):
+            self.say(waited)
         if status == "completed" and not self._validate(0):
             status = "interrupted"
         if status == "completed" and not math.isfinite(self.val_loss):

@@ -10,7 +10,7 @@ from moejax.config import check
 from moejax.cost import counts, hardware, prices, utilisation
 from moejax.cost.memory import Layout, Placement
 from moejax.cost.plan import make_plan
-from moejax.data import TextDataset, epochs, open_dataset
+from moejax.data import TextDataset, open_dataset
 from moejax.models import ModelConfig
 from moejax.models.layers import compute_dtype
 from moejax.moe import MoEConfig
@@ -19,11 +19,11 @@ from moejax.moe.dispatch.capacity import LEAKING_POLICIES
 from moejax.moe.exchange import local_sizes
 from moejax.parallel import MeshConfig, check_fits, make_mesh
 from moejax.parallel.layout import remedies
+from moejax.training import data_account
 from moejax.training.optimizers import OptimConfig, learning_rate, make_optimizer, state_bytes
 from moejax.training.run_config import RunConfig
 from moejax.training.schedules import LearningRate
 
-EPOCHS_WITHOUT_WARNING = 4.0
 MUON_BYTES = 4  # one FP32 moment of a matrix
 
 
@@ -248,20 +248,14 @@ def with_remedies(plan: dict, model: ModelConfig, placement: Placement) -> dict:
 
 def planned_tokens(setup: Setup) -> float:
     """Tokens that the whole run will train on, padding left out."""
-    train, rows = setup.config.train, setup.dataset.train
-    return train.steps * train.batch_size * setup.dataset.train_tokens / len(rows)
+    train = setup.config.train
+    return train.steps * train.batch_size * setup.dataset.train.tokens_per_row
 
 
 def epochs_line(setup: Setup) -> str:
-    """How often the run goes through the text, with a warning above four times."""
-    times = epochs(setup.dataset, planned_tokens(setup))
-    line = f"data        {times:.2f} epochs over {setup.dataset.train_tokens:,} unique tokens"
-    if times > EPOCHS_WITHOUT_WARNING:
-        line += (
-            f"\nwarning: more than {EPOCHS_WITHOUT_WARNING:g} epochs repeat the text until it "
-            "teaches little; use more text (moejax tokenize) or fewer steps"
-        )
-    return line
+    """How often the run goes through the text, each source's too; warns above four times."""
+    train = setup.config.train
+    return "\n".join(data_account.lines_before(setup.dataset, train.steps * train.batch_size))
 
 
 def back_end_lines(

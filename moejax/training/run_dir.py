@@ -20,7 +20,7 @@ from moejax.data import TextDataset, tokenizers
 from moejax.parallel import together
 from moejax.training import manifest
 from moejax.training.manifest import write_whole
-from moejax.training.run_config import RunConfig, differences
+from moejax.training.run_config import RunConfig, differences, from_dict
 
 CONFIG, SUMMARY = "config.json", "summary.json"
 CHECKPOINTS, LEDGER, TOKENIZER, LOCK = "checkpoints", "ledger.jsonl", "tokenizer", ".lock"
@@ -159,7 +159,7 @@ def open_run(path: pathlib.Path, config: RunConfig, dataset: TextDataset) -> Run
     if not (path / CONFIG).is_file():
         return RunDirectory(path, record, resumed=False)
     old = read_record(path)
-    changed = differences(old["config"], record["config"])
+    changed = differences(_completed(old["config"]), record["config"])
     if changed:
         raise UserError(
             f"--workdir = {str(path)!r}: holds a run with another config: {'; '.join(changed)}; "
@@ -167,7 +167,7 @@ def open_run(path: pathlib.Path, config: RunConfig, dataset: TextDataset) -> Run
         )
     if old["data"]["fingerprint"] != dataset.fingerprint:
         raise ConfigError(
-            "data", config.data.path or config.data.source,
+            "data", config.data.shown,
             "the corpus is not the one that the run in --workdir began with; restore the text, "
             "or use a new --workdir",
         )  # fmt: skip
@@ -182,6 +182,14 @@ def open_run(path: pathlib.Path, config: RunConfig, dataset: TextDataset) -> Run
         kept["resumed_with"] = [*segments, versions]
     lines = (f"warning: changed since the run began: {'; '.join(changed)}",) if changed else ()
     return RunDirectory(path, kept, resumed=True, changes=lines)
+
+
+def _completed(config: dict[str, Any]) -> dict[str, Any]:
+    """A recorded config with the fields that moejax did not have yet, at their defaults."""
+    try:
+        return from_dict(config).to_dict()
+    except UserError:  # written by another moejax: then the fields are compared as they are
+        return config
 
 
 def read_record(path: pathlib.Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from moejax.cost.ledger import Ledger
 from moejax.moe.diagnostics import router_health
-from moejax.training import charge_exchange, prepare
+from moejax.training import charge_exchange, data_account, prepare
 from moejax.training.metrics import MetricWriter
 from moejax.training.progress import Progress
 from moejax.training.step import MTPMetrics, StepMetrics
@@ -34,7 +34,13 @@ class StepLog:
         self._mark = (ledger.seconds["train"], ledger.tokens, ledger.total_flops)
 
     def log(
-        self, step: int, metrics: StepMetrics, tokens: int, writer: MetricWriter, progress: Progress
+        self,
+        step: int,
+        metrics: StepMetrics,
+        tokens: int,
+        rows: int,
+        writer: MetricWriter,
+        progress: Progress,
     ) -> None:
         """Writes a step that has been charged.
 
@@ -42,6 +48,7 @@ class StepLog:
           step: optimizer steps done.
           metrics: on the host, router statistics included.
           tokens: of the run up to here.
+          rows: of training text that were drawn up to here.
           writer: takes the line.
           progress: takes the figures.
         """
@@ -62,6 +69,7 @@ class StepLog:
             "model_flops": ledger.total_flops,
             "seconds": ledger.total_hours * 3600,
             "dollars": ledger.total_dollars,
+            **data_account.epoch_values(self._setup.dataset, rows),
         }
         if metrics.mtp is not None:
             values |= _mtp_values(metrics.mtp)

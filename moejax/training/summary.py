@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from moejax.parallel import together
-from moejax.training import prepare
+from moejax.training import data_account, prepare
 
 if TYPE_CHECKING:
     from moejax.training.loop import Run
@@ -30,6 +30,8 @@ def summarize(run: "Run", status: str) -> dict[str, Any]:
         "tokens_per_second": ledger.tokens / train_seconds if train_seconds else 0.0,
         "compile_seconds": ledger.seconds["compile"],
         "seconds": ledger.seconds,
+        "data_wait_share": run.input.share(ledger.seconds),
+        **data_account.summary(dataset, run.rows_read(run.step), run.source_losses),
         "mfu": ledger.mfu,
         "peak_flops": billing.peak_flops,
         "peak_source": billing.peak_source,

@@ -90,7 +90,9 @@ def _data(run: RunRecord) -> list[tuple[str, Any]]:
     """The data record of ``config.json``, whatever it holds, and the baselines on that text."""
     found: list[tuple[str, Any]] = []
     for name, value in run.record["data"].items():
-        if name != "warning":
+        if name == "sources" and isinstance(value, Mapping):  # of a mixture, a line each
+            found += [(f"source {label}", _flat(own)) for label, own in value.items()]
+        elif name != "warning":
             found.append((name.replace("_", " "), _flat(value)))
     baselines = (run.summary or {}).get("baselines")
     if baselines:
@@ -105,7 +107,7 @@ def _flat(value: Any) -> str:
         return ", ".join(f"{name} {_flat(part)}" for name, part in value.items())
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return str(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _samples(run: RunRecord) -> list[Html]:

@@ -29,9 +29,16 @@ def opening(subject: Subject) -> Html:
     step = summary.get("step", run.curves.rows[-1]["step"] if run.curves.rows else 0)
     lead = tag(
         "p", badge(status, kind), f" after {step:,} steps: {model}; text from "
-        f"{run.record['data'].get('source', run.config.data.source)}.", class_="lead",
+        f"{run.record['data'].get('source', run.config.data.source)}"
+        f"{_sources(run.record['data'])}.", class_="lead",
     )  # fmt: skip
     return join([lead, cards(_figures(subject, run, summary))])
+
+
+def _sources(data: Mapping[str, Any]) -> str:
+    """The labels of a mixture's sources; empty for a single corpus."""
+    sources = data.get("sources")
+    return f" of {', '.join(sources)}" if isinstance(sources, Mapping) else ""
 
 
 def cards(figures: list[tuple[str, str, str]]) -> Html:
