@@ -55,7 +55,6 @@ class Facts:
       state_bytes: bytes of parameters and optimizer state for a byte of the parameters.
       tokens: of a micro-batch, all devices together.
       local_tokens: those on one device.
-      width: D.
       d_model_parts: parts that every width cut over ``fsdp`` can be cut into.
       experts: whether the model has any.
     """
@@ -65,13 +64,12 @@ class Facts:
     state_bytes: float
     tokens: int
     local_tokens: int
-    width: int
     d_model_parts: int
     experts: bool
 
 
 def facts_of(
-    state: Any, rows: jax.ShapeDtypeStruct, mesh: Mesh, *, width: int, fsdp_cuts: Sequence[int]
+    state: Any, rows: jax.ShapeDtypeStruct, mesh: Mesh, *, fsdp_cuts: Sequence[int]
 ) -> Facts:
     """The facts, from the shapes and shardings of a step's arguments.
 
@@ -79,7 +77,6 @@ def facts_of(
       state: a ``TrainState`` of shapes with shardings.
       rows: token ids, (micro-batches, B, S).
       mesh: the mesh.
-      width: D.
       fsdp_cuts: sizes that ``fsdp`` has to divide.
     """
     leaves = jax.tree.leaves_with_path(state.params)
@@ -93,7 +90,6 @@ def facts_of(
         state_bytes=(params + held(state.opt_state)) / params,
         tokens=math.prod(rows.shape[1:]),
         local_tokens=math.prod(rows.sharding.shard_shape(rows.shape)[1:]),
-        width=width,
         d_model_parts=math.gcd(*fsdp_cuts),
         experts=any("/experts/" in parameter.name for parameter in parameters),
     )

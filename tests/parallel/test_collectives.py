@@ -156,7 +156,7 @@ QUERY = Parameter(
 def facts(mesh=None, parameters=(EXPERTS, QUERY), **changes):
     base = dict(
         mesh=mesh or MESH, parameters=parameters, state_bytes=3.0, tokens=1024, local_tokens=128,
-        width=64, d_model_parts=64, experts=True,
+        d_model_parts=64, experts=True,
     )  # fmt: skip
     return Facts(**{**base, **changes})
 
