@@ -87,8 +87,7 @@ def memory_parts(
       where attention is not cuDNN's, logits.
     """
     layout, tokens = placement.layout, placement.rows * seq_len / placement.layout.context
-    routed, rest, _ = _sizes(c)
-    held = (routed / layout.expert + rest) / (layout.fsdp * layout.tensor)
+    held = _held(c, layout)
     item = _item(c, hardware)
     layers, repeated = _layers(c, layout, item, hardware, seq_len)
     kept = c.remat if c.remat != "none" else "all"
@@ -130,6 +129,29 @@ def _keys_and_values(c: ModelConfig) -> int:
     if c.attention.kind == "mla":
         return c.attention.num_heads * (c.head_dim + c.attention.v_head_dim)
     return 2 * c.attention.kv_heads * c.head_dim
+
+
+def _held(c: ModelConfig, layout: Layout) -> float:
+    """Parameters on one device, each cut as the table of ``moejax.parallel.mesh`` cuts it.
+
+    What ``tensor`` does not cut is little of a model and much beside its share on many devices:
+    maps into latents, routers, the projections of MTP modules; norms are whole everywhere.
+    """
+    routed, rest, parts = _sizes(c)
+    routed_layers, narrow = counts.routed_layers(c), 0
+    norms = parts["norms"]
+    if c.attention.kind == "mla":
+        a = c.attention
+        narrow += (c.num_layers + c.mtp_depth) * c.d_model * (
+            a.q_lora_rank + a.kv_lora_rank + a.rope_head_dim
+        )  # fmt: skip
+    if c.moe is not None and c.layers("moe"):
+        narrow += parts["router"] // c.layers("moe") * routed_layers
+        narrow += routed_layers * c.d_model * (2 * c.moe.latent_dim + c.moe.shared_gate)
+    narrow += c.mtp_depth * 2 * c.d_model**2
+    both = layout.fsdp * layout.tensor
+    wide = rest - narrow - norms
+    return routed / layout.expert / both + wide / both + narrow / layout.fsdp + norms
 
 
 @functools.lru_cache(maxsize=64)

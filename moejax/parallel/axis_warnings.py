@@ -14,7 +14,7 @@ from moejax.parallel.collectives import Collective
 
 # Below these a choice costs too little to speak of.
 FEW_BYTES = 64 * 2**20  # of memory on a device
-FEW_SENT = 2**20  # sent in a step
+FEW_SENT = 4 * 2**20  # sent in a step
 SENT_SHARE = 0.02  # of all bytes of a step
 
 
@@ -55,7 +55,6 @@ class Facts:
       state_bytes: bytes of parameters and optimizer state for a byte of the parameters.
       tokens: of a micro-batch, all devices together.
       local_tokens: those on one device.
-      width: D.
       d_model_parts: parts that every width cut over ``fsdp`` can be cut into.
       experts: whether the model has any.
     """
@@ -65,13 +64,12 @@ class Facts:
     state_bytes: float
     tokens: int
     local_tokens: int
-    width: int
     d_model_parts: int
     experts: bool
 
 
 def facts_of(
-    state: Any, rows: jax.ShapeDtypeStruct, mesh: Mesh, *, width: int, fsdp_cuts: Sequence[int]
+    state: Any, rows: jax.ShapeDtypeStruct, mesh: Mesh, *, fsdp_cuts: Sequence[int]
 ) -> Facts:
     """The facts, from the shapes and shardings of a step's arguments.
 
@@ -79,7 +77,6 @@ def facts_of(
       state: a ``TrainState`` of shapes with shardings.
       rows: token ids, (micro-batches, B, S).
       mesh: the mesh.
-      width: D.
       fsdp_cuts: sizes that ``fsdp`` has to divide.
     """
     leaves = jax.tree.leaves_with_path(state.params)
@@ -93,7 +90,6 @@ def facts_of(
         state_bytes=(params + held(state.opt_state)) / params,
         tokens=math.prod(rows.shape[1:]),
         local_tokens=math.prod(rows.sharding.shard_shape(rows.shape)[1:]),
-        width=width,
         d_model_parts=math.gcd(*fsdp_cuts),
         experts=any("/experts/" in parameter.name for parameter in parameters),
     )
@@ -198,21 +194,21 @@ def _dense_over_expert(found: Sequence[Collective], facts: Facts) -> Iterator[st
 
 
 def _tokens_gathered(found: Sequence[Collective], facts: Facts) -> Iterator[str]:
-    """The vectors of tokens that other devices have, brought here."""
-    sizes = collections.defaultdict(float)
+    """What other devices have of their tokens, brought here: vectors, or scores of all experts."""
+    sizes: dict[tuple, float] = collections.defaultdict(float)
     for one in found:
-        over = [n for n in one.axes if n in BATCH_AXES]
+        over = tuple(n for n in one.axes if n in BATCH_AXES)
         if one.kind != "all-gather" or not over or gathered_parameter(one, facts) is not None:
             continue
         parts = math.prod(facts.mesh[n] for n in one.axes if n in (*BATCH_AXES, CONTEXT_AXIS))
-        if one.elements >= facts.local_tokens * parts * facts.width:
-            sizes[tuple(over)] += one.bytes
-    for over, size in sizes.items():
+        if one.elements >= facts.local_tokens * parts:
+            sizes[over, "/".join(one.where.split("/")[-2:])] += one.bytes
+    for (over, where), size in sizes.items():
         if _matters(size, found):
             yield (
-                f"the vectors of tokens are gathered over {' and '.join(over)}: {_size(size)} a "
-                "step on every device; a router or a dispatch that looks at the whole batch needs "
-                "them there, a group or a capacity within a row does not"
+                f"values of every token are gathered over {' and '.join(over)} ({where}): "
+                f"{_size(size)} a step on every device; a router or a dispatch that looks at the "
+                "whole batch needs them there, one that decides for each token or row does not"
             )
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from moejax.config import check
+from moejax.cost import counts
 from moejax.cost import hardware as chips
 from moejax.cost.memory import ADAM_BYTES, Layout, Placement, memory_parts, usable_bytes
 from moejax.models.model_config import ModelConfig
@@ -248,7 +249,7 @@ def _saving(model: ModelConfig) -> tuple[str, ...]:
 
 def _first_that_fits(model: ModelConfig, devices: int, task: _Task) -> Suggestion:
     smallest = None
-    for context in _contexts(devices, task):
+    for context in _contexts(model, devices, task):
         found = _first_with(model, devices, context, task)
         if found.fits:
             return found
@@ -280,10 +281,17 @@ def _first_with(model: ModelConfig, devices: int, context: int, task: _Task) -> 
     return smallest
 
 
-def _contexts(devices: int, task: _Task) -> list[int]:
-    """Parts that rows can be cut into, fewest first."""
+def _contexts(model: ModelConfig, devices: int, task: _Task) -> list[int]:
+    """Parts that rows can be cut into, fewest first, and always one.
+
+    Devices along ``context`` hold the same parameters: more of them than leave room for these,
+    everything else cut, are of no use.
+    """
+    params, limit = counts.count(model, 1).params, usable_bytes(task.hardware)
+    each = 8 + task.placement.optimizer_bytes  # parameters and gradients, float32
+    state = (params.total + params.mtp) * each
     sizes = [n for n in _divisors(devices) if n <= MOST_CONTEXT and task.seq_len % n == 0]
-    return sizes or [1]
+    return [n for n in sizes if n == 1 or state * n / devices <= limit]
 
 
 def _variants(model: ModelConfig) -> list[dict[str, Any]]:

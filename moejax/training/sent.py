@@ -26,7 +26,7 @@ def sends(
     """
     found = collectives_on(program, mesh)
     fsdp = [size for axis, _, size in cuts(model) if axis == "fsdp" and size]
-    facts = facts_of(state, rows, mesh, width=model.d_model, fsdp_cuts=fsdp)
+    facts = facts_of(state, rows, mesh, fsdp_cuts=fsdp)
     return found, axis_warnings(found, facts)
 
 

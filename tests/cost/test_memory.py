@@ -1,9 +1,11 @@
 """Memory: state by the mesh, and activations against what the traced backward pass needs."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +14,8 @@ from moejax.cost.memory import Layout, Placement, memory_parts, usable_bytes
 from moejax.models import AttentionConfig, ModelConfig, Transformer
 from moejax.models.presets import PRESETS
 from moejax.moe import MoEConfig, router_options
+from moejax.parallel import MeshConfig, make_mesh
+from moejax.training.state import make_init
 
 STATE = ("weights", "gradients", "optimizer")
 
@@ -28,8 +32,10 @@ def test_state_is_cut_by_the_mesh():
     one, eight = parts(config), parts(config, layout=Layout(fsdp=4, tensor=2))
     assert sum(one[name] for name in STATE) == pytest.approx(16 * 16.376e9, rel=0.001)
     for name in STATE:
-        assert eight[name] == one[name] / 8
-    assert parts(config, layout=Layout(data=8, fsdp=8))["weights"] == one["weights"] / 8
+        assert eight[name] == pytest.approx(one[name] / 8, rel=1e-3)  # norms and routers are less
+    assert parts(config, layout=Layout(data=8, fsdp=8))["weights"] == pytest.approx(
+        one["weights"] / 8, rel=1e-3
+    )
     assert one["activations"] > parts(config, layout=Layout(tensor=2))["activations"] > 0
 
 
@@ -86,7 +92,7 @@ def test_memory_is_never_negative_and_falls_where_it_is_cut(name, remat, expert,
     )
     assert min(one.values()) >= 0
     for part in STATE:
-        assert wider[part] == pytest.approx(one[part] / 2)
+        assert wider[part] == pytest.approx(one[part] / 2, rel=1e-2)  # norms are whole
     more = parts(config, layout=here, rows=rows + 1)
     assert more["activations"] > one["activations"] and more["working"] > one["working"]
     kept = [
@@ -171,8 +177,8 @@ def test_a_cut_length_divides_activations_and_brings_others_keys(name, remat):
     if config.attention.kind == "gqa":
         assert kept == pytest.approx(1 / 4, rel=0.3 if remat == "none" else 0.05)
     else:  # without remat the keys that latents make are kept whole
-        assert 1 / 4 < kept < 1
-    assert four["working"] < one["working"]
+        assert 1 / 4 <= kept < 1
+    assert sum(four.values()) < sum(one.values())
 
 
 def test_keys_of_the_other_positions_by_hand():
@@ -182,3 +188,20 @@ def test_keys_of_the_other_positions_by_hand():
     alone = parts(config, 4096, layout=Layout())["working"]
     cut = parts(dataclasses.replace(config, loss_chunk=2048), 16384, layout=Layout(context=4))
     assert cut["working"] - alone == pytest.approx(12288 * 2048 * 2 * 2)
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "deepseek_v2_lite", "qwen3_30b_a3b", "llama3_1_8b",
+                                  "gpt_oss_20b", "qwen2_57b_a14b"])  # fmt: skip
+@pytest.mark.parametrize("mesh", [MeshConfig(fsdp=2, tensor=2, expert=2), MeshConfig(fsdp=8)])
+def test_the_state_counted_is_the_state_that_shardings_cut(name, mesh):
+    """Bytes on one device by the model's own sharding, within 0.1 %."""
+    _, abstract = make_init(PRESETS[name], optax.adam(1e-3), make_mesh(mesh))
+    local = lambda leaf: math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    sizes = dataclasses.asdict(mesh)
+    counted = parts(PRESETS[name], layout=Layout(**sizes))
+    assert counted["weights"] == pytest.approx(
+        sum(local(leaf) for leaf in jax.tree.leaves(abstract.params)), rel=1e-3
+    )
+    assert counted["optimizer"] == pytest.approx(
+        sum(local(leaf) for leaf in jax.tree.leaves(abstract.opt_state)), rel=1e-3
+    )

@@ -1,5 +1,6 @@
 """Collectives read off a program's text, and warnings of axes that waste."""
 
+import dataclasses
 import functools
 
 import jax
@@ -155,7 +156,7 @@ QUERY = Parameter(
 def facts(mesh=None, parameters=(EXPERTS, QUERY), **changes):
     base = dict(
         mesh=mesh or MESH, parameters=parameters, state_bytes=3.0, tokens=1024, local_tokens=128,
-        width=64, d_model_parts=64, experts=True,
+        d_model_parts=64, experts=True,
     )  # fmt: skip
     return Facts(**{**base, **changes})
 
@@ -194,12 +195,16 @@ def test_an_expert_axis_without_experts():
 
 
 def test_tokens_brought_to_every_device():
+    where = "jit(step)/segment_0/layer_0/moe/router/top_k"
     everyone = gather(("fsdp", "expert"), (1024, 64), 40)
-    (line,) = axis_warnings([everyone], facts())
-    assert "tokens are gathered over fsdp and expert: 10.5 MB a step" in line
-    # The router's scores, and a few rows, are not worth a word.
+    (line,) = axis_warnings([dataclasses.replace(everyone, where=where)], facts())
+    told = "every token are gathered over fsdp and expert (router/top_k): 10.5 MB a step"
+    assert told in line
+    # Fewer bytes, or a small share of them all, or less than a number a token, need no word.
     assert axis_warnings([gather(("fsdp", "expert"), (1024, 8), 40)], facts()) == []
-    assert axis_warnings([gather(("fsdp", "expert"), (1024, 64), 1)], facts()) == []
+    rest = gather(("tensor",), (1024, 1024), 1000, "all-reduce")
+    assert axis_warnings([everyone, rest], facts()) == []
+    assert axis_warnings([gather(("fsdp", "expert"), (512,), 9999)], facts()) == []
     # Keys and values over context are attention's own.
     cut = facts({**MESH, "expert": 1, "context": 4})
     assert axis_warnings([gather(("context",), (4, 256, 2, 64), 400)], cut) == []

@@ -94,8 +94,8 @@ def test_too_few_devices_say_how_many_it_takes():
     assert found.devices_needed > 64
     assert suggested(V3, found.devices_needed, "h800_sxm").fits
     assert not suggested(V3, found.devices_needed // 2, "h800_sxm").fits
-    # Sequences so long that a row's activations never fit.
-    assert suggested(LLAMA, 8, seq_len=2**22).devices_needed is None
+    # Sequences so long that a part of a row never fits, whatever it is cut into.
+    assert suggested(LLAMA, 8, seq_len=2**28).devices_needed is None
 
 
 def test_a_cpu_has_no_limit_that_is_known():
@@ -153,19 +153,23 @@ def test_devices_must_be_some():
 
 
 def test_rows_are_cut_only_where_a_single_one_does_not_fit():
-    # 128k positions in the largest model of the table: remat and tensor within a node come first.
-    long = suggest(PRESETS["llama3_1_405b"], hardware="h100_sxm", devices=1024, seq_len=2**20)
-    assert long.fits and long.layout.context > 1 and long.layout.tensor > 1
-    assert long.changes["model.remat"] == "full"
-    check_fits(dataclasses.astuple(long.layout), long.model, long.layout.rows, 2**20)
-    # One part fewer by half, all else the best it can be, and it would not.
-    fewer = dataclasses.replace(long.layout, context=long.layout.context // 2)
-    wider = dataclasses.replace(fewer, fsdp=long.layout.fsdp * 2)
-    limit = usable_bytes("h100_sxm")
-    for layout in (fewer, wider):
-        parts = memory_parts(
-            long.model, hardware="h100_sxm", seq_len=2**20, placement=Placement(layout)
-        )
-        assert sum(parts.values()) > limit
+    """Llama-3.1-70B, rows of 128k positions on 512 H100: in four parts, after all else."""
+    ask, limit = dict(hardware="h100_sxm", seq_len=2**17), usable_bytes("h100_sxm")
+    long = suggest(PRESETS["llama3_1_70b"], devices=512, **ask)
+    assert long.fits and long.layout.context == 4 and long.layout.tensor > 1
+    assert long.changes == {"model.loss_chunk": LOSS_CHUNK, "model.remat": "full"}
+    check_fits(dataclasses.astuple(long.layout), long.model, long.layout.rows, 2**17)
+    # In two parts a row does not fit, whatever else the devices do.
+    for tensor in (1, 2, 4, 8):
+        for fsdp in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+            layout = Layout(max(1, 256 // tensor // fsdp), fsdp, context=2, tensor=tensor)
+            parts = memory_parts(long.model, placement=Placement(layout), **ask)
+            assert layout.devices != 512 or sum(parts.values()) > limit
     for name, devices, hardware in CASES:
         assert suggested(PRESETS[name], devices, hardware).layout.context == 1
+
+
+def test_parts_of_a_row_divide_it():
+    found = suggest(PRESETS["llama3_1_8b"], hardware="h100_sxm", devices=48, seq_len=2**18)
+    assert found.fits and found.layout.devices == 48
+    assert found.layout.context > 1 and 2**18 % found.layout.context == 0

@@ -29,6 +29,7 @@ def of_mesh(mesh, devices, parts, rows, seq_len=4):
 MESHES = [
     {"data": 8}, {"fsdp": 8}, {"expert": 4, "data": 2}, {"tensor": 8}, {"data": 2, "tensor": 4},
     {"fsdp": 2, "expert": 2, "tensor": 2}, {"data": 4, "tensor": 2},
+    {"data": 2, "context": 4}, {"expert": 2, "context": 2, "tensor": 2},
 ]  # fmt: skip
 
 

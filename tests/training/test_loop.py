@@ -289,14 +289,19 @@ def test_a_resumed_run_whose_newest_checkpoint_is_damaged_goes_back_one(config, 
 
 
 def test_micro_batches_and_a_mesh_give_the_same_run(config, whole, tmp_path, capsys):
-    """Two micro-batches on data 2 x expert 2 x tensor 2: the same losses within rounding."""
-    mesh = ("mesh.data=2", "mesh.expert=2", "mesh.tensor=2")
+    """Two micro-batches on expert 2 x context 2 x tensor 2: the same losses within rounding.
+
+    And a sample in the end, which is decoded with a cache that is not cut.
+    """
+    mesh = ("mesh.expert=2", "mesh.context=2", "mesh.tensor=2", "train.sample_tokens=2")
     assert train(config, tmp_path / "run", "train.micro_batches=2", *mesh) == 0
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(whole), rtol=1e-4)
     said = capsys.readouterr().err
     assert "dispatch    blocks (chosen by auto" in said
     assert "exchange    all_to_all (chosen by auto" in said
     assert summary(tmp_path / "run")["exchange"] == "all_to_all"
+    assert "all-to-all over expert: " in said and said.count("sends       ") == 1
+    assert "warning: " not in said
     # Two of four experts on each of two devices: 1 + 2/3 devices a token where choices are random,
     # and 1 of them another one for 5/6 of the tokens. Vectors of 16 numbers, there and back.
     row = read_metrics(tmp_path / "run")[0]

@@ -159,7 +159,9 @@ def of_config(capsys, config, *flags):
 
 def test_a_configs_own_mesh_is_what_is_planned(config, capsys):
     found = of_config(capsys, config)
-    assert found["layout"] == {"data": 8, "fsdp": 1, "expert": 8, "tensor": 1, "source": "config"}
+    assert found["layout"] == {
+        "data": 8, "fsdp": 1, "expert": 8, "context": 1, "tensor": 1, "source": "config",
+    }  # fmt: skip
     assert found["devices"] == 64 and found["memory_fits"] and found["remedies"] == []
     assert found["exchange"]["transport"] == "moejax"
 

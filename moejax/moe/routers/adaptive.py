@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from moejax.config import check, check_not_negative
+from moejax.moe import rowwise
 from moejax.moe.routers.base import Card, RouterCounts, RouterInputs, Routing, project
 from moejax.moe.routers.losses import LossOptions, ScoredRouter
 
@@ -73,7 +74,7 @@ class TopPRouter(ScoredRouter):
         p = jax.nn.softmax(logits, axis=-1)
         gate, expert = p, jnp.arange(self.num_experts, dtype=jnp.int32)[None, :]
         if o.max_experts:
-            gate, expert = jax.lax.top_k(p, o.max_experts)
+            gate, expert = rowwise.top_k(p, o.max_experts)
         kept = fewest(jax.lax.stop_gradient(gate), o.top_p)
         expert = jnp.where(kept, expert, self.num_experts)
         losses = {}

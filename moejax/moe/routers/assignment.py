@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from moejax.config import check, check_positive
+from moejax.moe import rowwise
 from moejax.moe.routers.base import Card, Router, RouterInputs, RouterOptions, Routing
 from moejax.moe.routers.stats import assignment_counts
 
@@ -194,7 +195,7 @@ class SBaseRouter(Router):
         if self.top_k == 1:
             expert = jnp.argmax(order, axis=-1)[:, None]
         else:
-            expert = jax.lax.top_k(order, self.top_k)[1]
+            expert = rowwise.top_k(order, self.top_k)[1]
         probabilities = jax.nn.softmax(logits, axis=-1)
         scores = jax.nn.sigmoid(logits) if self.top_k == 1 else probabilities
         gate = jnp.take_along_axis(scores, expert, axis=-1)

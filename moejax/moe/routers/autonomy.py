@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moejax.config import check
+from moejax.moe import rowwise
 from moejax.moe.routers.base import Card, RouterCounts, RouterInputs, Routing
 from moejax.moe.routers.losses import LossOptions, ScoredRouter, check_no_kernel_losses
 
@@ -68,7 +69,7 @@ class AutonomyRouter(ScoredRouter):
         check(first is not None, "moe.gate_rank", 0, "gives experts no low-rank part; set a rank")
         norms = activation_norms(x, first)
         p = jax.nn.softmax(norms, axis=-1)
-        gate, expert = jax.lax.top_k(p, self.top_k)
+        gate, expert = rowwise.top_k(p, self.top_k)
         return self.decide(inputs, norms, p, expert, gate)
 
 

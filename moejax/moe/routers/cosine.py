@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moejax.config import check, check_not_negative, check_positive
+from moejax.moe import rowwise
 from moejax.moe.routers.base import Card, RouterCounts, RouterInputs, Routing, project
 from moejax.moe.routers.losses import LossOptions, ScoredRouter
 from moejax.moe.routers.top_k import gates
@@ -83,7 +84,7 @@ class XMoERouter(ScoredRouter):
         scale = self.param("scale", one, (1,), jnp.float32)
         cosine = project(unit(project(x, reduction), -1), unit(embeddings, 0))
         logits = cosine / jnp.maximum(o.temperature * scale, 1e-4)[None, :]
-        expert = jax.lax.top_k(jax.lax.stop_gradient(cosine), self.top_k)[1]
+        expert = rowwise.top_k(jax.lax.stop_gradient(cosine), self.top_k)[1]
         gate = gates(jax.nn.softmax(logits, axis=-1), expert, False)
         probabilities = jax.nn.softmax(cosine / o.temperature, axis=-1)
         return self.decide(inputs, logits, probabilities, expert, gate)

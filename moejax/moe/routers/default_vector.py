@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from moejax.config import check
+from moejax.moe import rowwise
 from moejax.moe.routers.base import Card, RouterCounts, RouterInputs, Routing, project
 from moejax.moe.routers.losses import LossOptions, ScoredRouter
 
@@ -74,7 +75,7 @@ class DefaultVectorRouter(ScoredRouter):
         default = self.variable("router_state", "default", lambda: empty).value
         logits = self.logits(x)
         p = jax.nn.softmax(logits, axis=-1)
-        gate, expert = jax.lax.top_k(p, self.top_k)
+        gate, expert = rowwise.top_k(p, self.top_k)
         chosen = jnp.any(expert[:, :, None] == jnp.arange(self.num_experts)[None, None], axis=1)
         others = jnp.where(chosen | ~inputs.valid.reshape(-1, 1), 0.0, p)
         bypass = project(others, jax.lax.stop_gradient(default)).reshape(inputs.x.shape)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from moejax.config import check, check_not_negative
+from moejax.moe import rowwise
 from moejax.moe.routers.base import (
     Card,
     RouterCounts,
@@ -95,7 +96,7 @@ class MixtureOfDepthsRouter(ScoredRouter):
         shape, x = inputs.valid.shape, inputs.x
         logits = self.logits(x.reshape(-1, x.shape[-1]))
         probabilities = jax.nn.softmax(logits, axis=-1)
-        score, expert = jax.lax.top_k(probabilities, self.top_k)
+        score, expert = rowwise.top_k(probabilities, self.top_k)
         weight = project(x, self.matrix("depth", (x.shape[-1], 1), ("embed", None)))[..., 0]
         slots = min(shape[1], math.ceil(o.capacity * shape[1]))
         token, taken, chosen = best_tokens(jax.lax.stop_gradient(weight), inputs.valid, slots)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from moejax.config import check, check_not_negative, check_positive
+from moejax.moe import rowwise
 from moejax.moe.quantiles import histogram, quantile_of_histogram
 from moejax.moe.routers.base import Card, Router, RouterCounts, RouterInputs, RouterOptions, Routing
 from moejax.moe.routers.rows import GatheredRows
@@ -71,7 +72,7 @@ class ExpertChoiceRouter(Router):
         logits = self.logits(inputs.x.reshape(-1, inputs.x.shape[-1]))
         probabilities = jax.nn.softmax(logits, axis=-1)
         if not inputs.train:
-            gate, expert = jax.lax.top_k(probabilities, self.top_k)
+            gate, expert = rowwise.top_k(probabilities, self.top_k)
             return self.finish(inputs, logits, probabilities, expert, gate)
         groups = len(inputs.valid) if self.options.group == "sequence" else 1
         slots = self.options.slots(len(logits) // groups, self.num_experts, self.top_k)
@@ -172,7 +173,7 @@ class ExpertThresholdRouter(Router):
         gate = scores
         if self.options.max_experts:
             order = jnp.where(above, scores, -1.0)
-            chosen = jax.lax.top_k(jax.lax.stop_gradient(order), self.options.max_experts)[1]
+            chosen = rowwise.top_k(jax.lax.stop_gradient(order), self.options.max_experts)[1]
             expert, gate = (jnp.take_along_axis(of, chosen, axis=-1) for of in (expert, gate))
         probabilities = scores / (jnp.sum(scores, axis=-1, keepdims=True) + 1e-20)
         counts = {"score_histogram": histogram(scores, inputs.valid.reshape(-1))}
@@ -180,7 +181,7 @@ class ExpertThresholdRouter(Router):
 
     def _best(self, scores: Float[Array, "T E"]) -> Bool[Array, "T E"]:
         """Which are a token's K best."""
-        chosen = jax.lax.top_k(jax.lax.stop_gradient(scores), self.top_k)[1]
+        chosen = rowwise.top_k(jax.lax.stop_gradient(scores), self.top_k)[1]
         token = jnp.arange(len(scores))[:, None]
         return jnp.zeros(scores.shape, bool).at[token, chosen].set(True)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from moejax.config import check, check_not_negative, check_positive
-from moejax.moe import balance
+from moejax.moe import balance, rowwise
 from moejax.moe.routers.base import Card, RouterCounts, RouterInputs, Routing, project
 from moejax.moe.routers.losses import Losses, LossOptions, ScoredRouter
 from moejax.moe.routers.top_k import gates
@@ -79,7 +79,7 @@ class NoisyTopKRouter(ScoredRouter):
         if inputs.train:
             deviation = jax.nn.softplus(project(x, w_noise)) + o.noise_floor
             noisy = clean + deviation * jax.random.normal(self.make_rng("router"), clean.shape)
-        expert = jax.lax.top_k(jax.lax.stop_gradient(noisy), self.top_k)[1]
+        expert = rowwise.top_k(jax.lax.stop_gradient(noisy), self.top_k)[1]
         gate = jax.nn.softmax(gates(noisy, expert, False), axis=-1)
         chosen = chosen_mask(expert, self.num_experts)
         # All chosen whatever the noise: no threshold among the others, and the load is even.
@@ -139,7 +139,7 @@ class VMoERouter(ScoredRouter):
         deviation = o.noise_std / self.num_experts
         if inputs.train and deviation:
             noisy = clean + deviation * jax.random.normal(self.make_rng("router"), clean.shape)
-        expert = jax.lax.top_k(jax.lax.stop_gradient(noisy), self.top_k)[1]
+        expert = rowwise.top_k(jax.lax.stop_gradient(noisy), self.top_k)[1]
         gate = gates(jax.nn.softmax(noisy, axis=-1), expert, False)
         if inputs.train and deviation:
             chosen = chosen_mask(expert, self.num_experts)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from moejax.config import check, check_not_negative, check_positive
+from moejax.moe import rowwise
 from moejax.moe.routers.base import Card, RouterCounts, RouterInputs, Routing, ScaledRows
 from moejax.moe.routers.losses import LossOptions, ScoredRouter
 from moejax.moe.routers.top_k import TopKOptions, TopKRouter, gates
@@ -210,7 +211,7 @@ class MoGERouter(ScoredRouter):
         if self.top_k == groups:
             inside = jnp.argmax(grouped, axis=-1)[..., None]
         else:
-            inside = jax.lax.top_k(grouped, self.top_k // groups)[1]
+            inside = rowwise.top_k(grouped, self.top_k // groups)[1]
         start = jnp.arange(groups) * grouped.shape[-1]
         expert = (inside + start[None, :, None]).reshape(len(logits), self.top_k)
         return self.decide(

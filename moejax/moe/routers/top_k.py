@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from moejax.config import check, check_not_negative, check_positive
-from moejax.moe import balance
+from moejax.moe import balance, rowwise
 from moejax.moe.bias_rules import BiasRule, BiasRuleName
 from moejax.moe.quantiles import histogram
 from moejax.moe.routers.base import Card, RouterInputs, Routing
@@ -201,7 +201,7 @@ class TopKRouter(ScoredRouter):
             return {}
         biased = scores + bias[None, :]
         # The least of them, not a slice: that makes XLA on CPUs sort every row.
-        threshold = jnp.min(jax.lax.top_k(biased, self.top_k + 1)[0], axis=-1, keepdims=True)
+        threshold = jnp.min(rowwise.top_k(biased, self.top_k + 1)[0], axis=-1, keepdims=True)
         return {"score_histogram": histogram(scores - threshold, inputs.valid.reshape(-1))}
 
     def update(self, state: dict[str, Array], stats: dict[str, Array]) -> dict[str, Array]:
@@ -244,11 +244,11 @@ def select(
         if group_score == "max":
             of_group = jnp.max(grouped, axis=-1)
         else:
-            of_group = jnp.sum(jax.lax.top_k(grouped, 2)[0], axis=-1)
-        best = jax.lax.top_k(of_group, groups_kept)[1]
+            of_group = jnp.sum(rowwise.top_k(grouped, 2)[0], axis=-1)
+        best = rowwise.top_k(of_group, groups_kept)[1]
         kept = jnp.any(jax.nn.one_hot(best, num_groups, dtype=bool), axis=1)
         biased = jnp.where(kept[:, :, None], grouped, -jnp.inf).reshape(biased.shape)
-    return jax.lax.top_k(biased, top_k)[1]
+    return rowwise.top_k(biased, top_k)[1]
 
 
 def gates(

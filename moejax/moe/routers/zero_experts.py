@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from moejax.config import check, check_not_negative, check_positive
-from moejax.moe import balance
+from moejax.moe import balance, rowwise
 from moejax.moe.bias_rules import BiasRuleName
 from moejax.moe.routers.base import Card, RouterCounts, RouterInputs, Routing, project
 from moejax.moe.routers.losses import LossOptions, ScoredRouter
@@ -115,7 +115,7 @@ class MoEPlusPlusRouter(ScoredRouter):
         if inputs.previous_logits is not None:
             logits = logits + project(inputs.previous_logits.reshape(-1, choices), residual)
         p = jax.nn.softmax(logits, axis=-1)
-        gate, expert = jax.lax.top_k(p, self.top_k)
+        gate, expert = rowwise.top_k(p, self.top_k)
         kept = jnp.where(inputs.valid.reshape(-1, 1), gate, 0.0)
         first_copy, first_constant = count + o.num_zero, count + o.num_zero + o.num_copy
         share = jnp.sum(gates_of(expert, kept, first_copy, first_constant), axis=-1, keepdims=True)
