@@ -11,6 +11,7 @@ import difflib
 import importlib.util
 import math
 import pathlib
+import reprlib
 import sys
 import types
 import typing
@@ -26,7 +27,36 @@ class UserError(Exception):
     """A mistake that the user can mend; shown as one line, and the process exits with status 2."""
 
     def __init__(self, message: str):
-        super().__init__(" ".join(message.split("\n")))
+        super().__init__(visible(" ".join(message.splitlines())))
+
+
+def visible(text: str) -> str:
+    """A text with what a terminal would obey made visible: ``\\x1b`` for the escape character.
+
+    Line ends and tabs stay, and so does everything that can be printed.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+_MOST_SHOWN = 200  # characters of a value in a message
+# Within bounds from the start: YAML's aliases make trees whose repr would fill the memory.
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxother = 4, 2 * _MOST_SHOWN
+_REPR.maxtuple = _REPR.maxlist = _REPR.maxset = _REPR.maxfrozenset = _REPR.maxdict = 20
+
+
+def shown(value: Any) -> str:
+    """A value for a message of one line: its ``repr``, cut where it is long."""
+    try:
+        known = isinstance(value, (tuple, list, set, frozenset, dict))
+        text = _REPR.repr(value) if known else repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits, wherever it stands
+        text = f"a {type(value).__name__} too long to print"
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
 
 
 class ConfigError(UserError):
@@ -40,7 +70,8 @@ class ConfigError(UserError):
 
     def __init__(self, field: str, value: Any, remedy: str):
         self.field, self.value, self.remedy = field, value, remedy
-        super().__init__(f"{field} = {value!r}: {remedy}")
+        name = field if len(field) <= _MOST_SHOWN else f"{field[:_MOST_SHOWN]}…"
+        super().__init__(f"{name} = {shown(value)}: {remedy}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -147,6 +178,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     check(right_type, where, value, f"is {_a(type(value))}, but must be {_a(kind)}")
     if kind is float:
         check(math.isfinite(value), where, value, "must be a finite number")
+    if kind is int:
+        check(abs(value) < 2**63, where, value, "must be below 2**63")
     return value
 
 
