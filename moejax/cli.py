@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from moejax import cli_flags as flags
-from moejax.config import UserError
+from moejax.config import UserError, visible
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,7 +112,8 @@ def parser_of_commands() -> argparse.ArgumentParser:
 
 
 def _print(options: argparse.Namespace, result: dict[str, Any], text: str) -> None:
-    print(json.dumps(result) if options.format == "json" else text)
+    # JSON has no control characters; in a text they would be orders to the terminal.
+    print(json.dumps(result) if options.format == "json" else visible(text))
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -32,8 +32,9 @@ REAL = (
 
 # Values of fields of text that have a list of their own.
 WORDS: dict[str, tuple[str, ...]] = {
-    "router.name": tuple(REGISTRY), "cost.hardware": ("auto", *CHIPS), "cost.region": tuple(REGIONS),
-    "cost.price_kind": PRICE_KINDS, "data.tokenizer": ("bytes", "bpe"), "model.segments": LAYER_KINDS,
+    "router.name": tuple(REGISTRY), "cost.hardware": ("auto", *CHIPS),
+    "cost.region": tuple(REGIONS), "cost.price_kind": PRICE_KINDS,
+    "data.tokenizer": ("bytes", "bpe"), "model.segments": LAYER_KINDS,
     "stage": ("pretrain", "sft", "rl_train"),
 }  # fmt: skip
 INTEGERS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 64, 100, 257, 1000, 4096, 10**6, 2**31 - 1)

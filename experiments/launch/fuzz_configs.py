@@ -211,7 +211,7 @@ class Fuzzer:
         return VALID
 
     def _field_of(self, said: str, config: dict[str, Any]) -> str:
-        """The field that one line of a refusal names, once it is found to be one line of a field."""
+        """The field that a refusal names, once it is found to be one line that names one."""
         _expect("Traceback" not in said, said)
         _expect(said.endswith("\n") and said.count("\n") == 1, f"not one line: {said!r}")
         _expect(said[:-1].isprintable(), f"control characters: {said!r}")

@@ -17,7 +17,7 @@ import moejax
 from moejax.config import ConfigError, UserError
 from moejax.data import TextDataset, tokenizers
 from moejax.training.manifest import write_whole
-from moejax.training.run_config import RunConfig, differences
+from moejax.training.run_config import RunConfig, differences, from_dict
 
 CONFIG, SUMMARY = "config.json", "summary.json"
 CHECKPOINTS, LEDGER, TOKENIZER, LOCK = "checkpoints", "ledger.jsonl", "tokenizer", ".lock"
@@ -159,6 +159,21 @@ def read_record(path: pathlib.Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{str(file)!r}: cannot be read ({error}); restore the file") from None
     return record
+
+
+def recorded(record: Mapping[str, Any]) -> RunConfig:
+    """The config in a run's record, which may be from anywhere: a folder that was downloaded.
+
+    It runs no code, loads none and reaches no network: a router of one's own is looked up on the
+    Python path alone, compiled programs are those of the user's own cache, and no corpus is
+    downloaded.
+
+    Raises:
+      ConfigError: see ``run_config.from_dict``.
+    """
+    config = from_dict(record["config"], own=False)
+    data = dataclasses.replace(config.data, cache_dir="", download=False)
+    return dataclasses.replace(config, data=data)
 
 
 def describe(config: RunConfig, dataset: TextDataset) -> dict[str, Any]:
