@@ -32,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"moejax {options.command}: {error}", file=sys.stderr)
         return 2
+    except RecursionError:  # of a JSON file, which the parser went down into
+        print(f"moejax {options.command}: a file is nested too deeply; restore it", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"moejax {options.command}: interrupted", file=sys.stderr)
         return 1

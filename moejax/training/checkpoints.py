@@ -282,7 +282,9 @@ class Checkpointer:
     def _folders(self) -> list[int]:
         """Steps that have a folder, sealed or not, oldest first."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            names = [e.name for e in os.scandir(self.directory) if e.is_dir()]
+            # A link is none: what is deleted with it would lie elsewhere.
+            entries = os.scandir(self.directory)
+            names = [e.name for e in entries if e.is_dir(follow_symlinks=False)]
             return sorted(int(n) for n in names if re.fullmatch(r"0|[1-9][0-9]{0,17}", n))
         return []
 

@@ -102,7 +102,8 @@ def verify(folder: pathlib.Path, step: int) -> None:
 def write_whole(path: pathlib.Path, text: str) -> None:
     """Writes a file that is there whole or not at all, and on the disk; raises OSError."""
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
+    temporary.unlink(missing_ok=True)  # a link there would lead the writing elsewhere
+    with open(temporary, "x", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -58,6 +58,8 @@ class TrainConfig:
             "train", self, "eval_every", "eval_batches", "sample_tokens", "mtp_weight",
             "mtp_weight_final", "mtp_switch",
         )  # fmt: skip
+        # Schedules count in 32 bits.
+        check(self.steps < 2**31, "train.steps", self.steps, "must be below 2**31")
         check(self.mtp_switch <= 1, "train.mtp_switch", self.mtp_switch, "must be from 0 to 1")
         check(
             self.batch_size % self.micro_batches == 0, "train.micro_batches", self.micro_batches,

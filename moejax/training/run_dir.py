@@ -68,9 +68,10 @@ class RunDirectory:
         """The summary of a run that is complete; None while there is something left to do."""
         try:
             summary = json.loads((self.path / SUMMARY).read_text())
-        except (OSError, ValueError):
+            done = summary.get("status") == "completed"
+        except (OSError, ValueError, AttributeError, RecursionError):
             return None
-        return summary if self.resumed and summary.get("status") == "completed" else None
+        return summary if self.resumed and done else None
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes ``summary.json`` as a whole."""
@@ -99,6 +100,10 @@ def check_workdir(workdir: str) -> pathlib.Path:
         raise UserError(
             f"{shown}: holds files, but no run's {CONFIG}; give a new or an empty folder"
         )
+    for entry in path.iterdir() if path.is_dir() else ():
+        # Folders may lie on another disk; a file would be written wherever its link leads.
+        if entry.is_symlink() and not entry.is_dir():
+            raise UserError(f"{shown}: {entry.name!r} in it is a link; put the file in its place")
     return path
 
 
@@ -156,7 +161,7 @@ def read_record(path: pathlib.Path) -> dict[str, Any]:
         raise UserError(
             f"{str(path)!r}: no run is there (no {CONFIG}); give a run's folder"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{str(file)!r}: cannot be read ({error}); restore the file") from None
     return record
 
