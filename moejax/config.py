@@ -45,7 +45,8 @@ def visible(text: str) -> str:
 _MOST_SHOWN = 200  # characters of a value in a message
 # Within bounds from the start: YAML's aliases make trees whose repr would fill the memory.
 _REPR = reprlib.Repr()
-_REPR.maxlevel, _REPR.maxother = 4, 2 * _MOST_SHOWN
+_REPR.maxlevel = 4
+_REPR.maxstring = _REPR.maxlong = _REPR.maxother = 2 * _MOST_SHOWN
 _REPR.maxtuple = _REPR.maxlist = _REPR.maxset = _REPR.maxfrozenset = _REPR.maxdict = 20
 
 
@@ -238,7 +239,13 @@ def _run_get_config(path: pathlib.Path) -> dict[str, Any]:
         raise UserError(
             f"--config = {str(path)!r}: get_config() returned a {found}; return a ConfigDict"
         )
-    return config.to_dict()
+    try:
+        return config.to_dict()
+    except (TypeError, ValueError, RecursionError) as error:  # names that are no text, for one
+        raise UserError(
+            f"--config = {str(path)!r}: get_config() returned a ConfigDict that cannot be read "
+            f"({error}); name fields by text"
+        ) from error
 
 
 def run_file(path: str | pathlib.Path, function: str, flag: str) -> Any:

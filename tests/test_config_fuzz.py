@@ -160,6 +160,16 @@ FOUND = {
 }
 
 
+def test_names_that_are_not_text_are_one_line(apart, capsys):
+    config = apart / "odd.py"
+    config.write_text(
+        "import ml_collections\n\ndef get_config():\n"
+        "    return ml_collections.ConfigDict({'moe': {1: 2, 'a': 3}})\n"
+    )
+    assert cli.main(["plan", f"--config={config}"]) == 2
+    assert "name fields by text" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", FOUND)
 def test_what_was_found_stays_mended(name, fuzz, apart):
     field, value = FOUND[name]
