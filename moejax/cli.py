@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from moejax import cli_flags as flags
-from moejax.config import UserError
+from moejax.config import UserError, visible
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return options.run(options)
     except UserError as error:
         print(f"moejax {options.command}: {error}", file=sys.stderr)
+        return 2
+    except RecursionError:  # of a JSON file, which the parser went down into
+        print(f"moejax {options.command}: a file is nested too deeply; restore it", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"moejax {options.command}: interrupted", file=sys.stderr)
@@ -112,7 +115,8 @@ def parser_of_commands() -> argparse.ArgumentParser:
 
 
 def _print(options: argparse.Namespace, result: dict[str, Any], text: str) -> None:
-    print(json.dumps(result) if options.format == "json" else text)
+    # JSON has no control characters; in a text they would be orders to the terminal.
+    print(json.dumps(result) if options.format == "json" else visible(text))
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ import importlib.util
 import math
 import pathlib
 import re
+import reprlib
 import sys
 import types
 import typing
@@ -27,7 +28,37 @@ class UserError(Exception):
     """A mistake that the user can mend; shown as one line, and the process exits with status 2."""
 
     def __init__(self, message: str):
-        super().__init__(" ".join(message.split("\n")))
+        super().__init__(visible(" ".join(message.splitlines())))
+
+
+def visible(text: str) -> str:
+    """A text with what a terminal would obey made visible: ``\\x1b`` for the escape character.
+
+    Line ends and tabs stay, and so does everything that can be printed.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+_MOST_SHOWN = 200  # characters of a value in a message
+# Within bounds from the start: YAML's aliases make trees whose repr would fill the memory.
+_REPR = reprlib.Repr()
+_REPR.maxlevel = 4
+_REPR.maxstring = _REPR.maxlong = _REPR.maxother = 2 * _MOST_SHOWN
+_REPR.maxtuple = _REPR.maxlist = _REPR.maxset = _REPR.maxfrozenset = _REPR.maxdict = 20
+
+
+def shown(value: Any) -> str:
+    """A value for a message of one line: its ``repr``, cut where it is long."""
+    try:
+        known = isinstance(value, (tuple, list, set, frozenset, dict))
+        text = _REPR.repr(value) if known else repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits, wherever it stands
+        text = f"a {type(value).__name__} too long to print"
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
 
 
 class ConfigError(UserError):
@@ -41,7 +72,8 @@ class ConfigError(UserError):
 
     def __init__(self, field: str, value: Any, remedy: str):
         self.field, self.value, self.remedy = field, value, remedy
-        super().__init__(f"{field} = {value!r}: {remedy}")
+        name = field if len(field) <= _MOST_SHOWN else f"{field[:_MOST_SHOWN]}…"
+        super().__init__(f"{name} = {shown(value)}: {remedy}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -148,6 +180,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     check(right_type, where, value, f"is {_a(type(value))}, but must be {_a(kind)}")
     if kind is float:
         check(math.isfinite(value), where, value, "must be a finite number")
+    if kind is int:
+        check(abs(value) < 2**63, where, value, "must be below 2**63")
     return value
 
 
@@ -221,7 +255,13 @@ def _run_get_config(path: pathlib.Path) -> dict[str, Any]:
         raise UserError(
             f"--config = {str(path)!r}: get_config() returned a {found}; return a ConfigDict"
         )
-    return config.to_dict()
+    try:
+        return config.to_dict()
+    except (TypeError, ValueError, RecursionError) as error:  # names that are no text, for one
+        raise UserError(
+            f"--config = {str(path)!r}: get_config() returned a ConfigDict that cannot be read "
+            f"({error}); name fields by text"
+        ) from error
 
 
 def run_file(path: str | pathlib.Path, function: str, flag: str) -> Any:

@@ -3,12 +3,13 @@
 import collections
 import dataclasses
 import math
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moejax.ablation.spec import AblationSpec, edited
 from moejax.analysis.ablation_record import UNITS
-from moejax.config import ConfigError, check
+from moejax.config import ConfigError, UserError, check
 from moejax.training import prepare, run_config
 from moejax.training.fork import fork_step
 from moejax.training.run_config import RunConfig
@@ -126,7 +127,16 @@ class Cell:
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "Cell":
-        return Cell(**{**values, "at_steps": tuple(values["at_steps"])})
+        """Raises UserError for what is no cell, or names a folder beside the ablation's."""
+        try:
+            cell = Cell(**{**values, "at_steps": tuple(values["at_steps"])})
+            names = [name for name in (cell.id, cell.trunk) if name is not None]
+            plain = all(n not in ("", "..") and n == pathlib.PurePath(n).name for n in names)
+        except (TypeError, KeyError):
+            plain = False
+        if not plain:
+            raise UserError("plan.json: holds what is no cell; restore it, or use a new --workdir")
+        return cell
 
 
 def measure(setup: prepare.Setup, seconds: float | None) -> Rates:

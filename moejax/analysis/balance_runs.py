@@ -20,7 +20,7 @@ from moejax.analysis.run_reader import read_run, restorer
 from moejax.cost import text
 from moejax.models import ModelConfig
 from moejax.parallel import MeshConfig, make_mesh
-from moejax.training import run_config, run_dir
+from moejax.training import run_dir
 from moejax.training.checkpoints import Checkpointer
 
 
@@ -71,7 +71,7 @@ def pulls(where: pathlib.Path) -> list[Pull]:
       where: the run's folder.
     """
     record = read_run(where, str(where))
-    config = run_config.from_dict(record["config"])
+    config = run_dir.recorded(record)
     held_out = open_held_out(
         config.data, seq_len=config.train.seq_len, tokenizer_folder=where / run_dir.TOKENIZER,
         fingerprint=record["data"]["fingerprint"],

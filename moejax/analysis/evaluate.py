@@ -28,7 +28,7 @@ from moejax.analysis.run_reader import Say, check_steps, newest_good, read_run, 
 from moejax.config import UserError
 from moejax.output_folder import check_output_folder
 from moejax.parallel import MeshConfig, make_mesh
-from moejax.training import prepare, run_config, run_dir
+from moejax.training import prepare, run_dir
 from moejax.training.checkpoints import Checkpointer
 from moejax.training.manifest import write_whole
 from moejax.training.restore import exact_as_auto
@@ -68,7 +68,7 @@ def evaluate(
     path, shown = pathlib.Path(workdir), f"--workdir = {workdir!r}"
     names = _check_options(batches, lm_eval, limit)
     record = read_run(path, shown)
-    config = exact_as_auto(run_config.from_dict(record["config"]))
+    config = exact_as_auto(run_dir.recorded(record))
     place = shown if output is None else f"--output = {output!r}"
     folder = path if output is None else check_output_folder(output, RESULT, place)
     with Checkpointer(path / run_dir.CHECKPOINTS, config.checkpoint) as checkpoints:

@@ -14,7 +14,7 @@ from moejax.analysis.run_reader import Say, check_steps, newest_good, read_run, 
 from moejax.config import UserError
 from moejax.output_folder import check_output_folder
 from moejax.parallel import MeshConfig, make_mesh
-from moejax.training import run_config, run_dir
+from moejax.training import run_dir
 from moejax.training.checkpoints import Checkpointer, CheckpointError
 from moejax.training.manifest import write_whole
 from moejax.training.prepare import use_compilation_cache
@@ -53,7 +53,7 @@ def inspect(
         raise UserError(f"--batches = {batches}: must be above zero")
     path, shown = pathlib.Path(workdir), f"--workdir = {workdir!r}"
     record = read_run(path, shown)
-    config = exact_as_auto(run_config.from_dict(record["config"]))
+    config = exact_as_auto(run_dir.recorded(record))
     if not config.model.layers("moe"):
         raise UserError(
             f"{shown}: the run's model is dense and has no routers; give a run with a block moe"

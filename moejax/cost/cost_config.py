@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from moejax.config import check
-from moejax.cost import energy, hardware, lenses, prices
+from moejax.cost import energy, hardware, lenses, prices, utilisation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class CostConfig:
             energy.check_pue(self.pue)
         lenses.check_kwh_price(self.dollars_per_kwh)
         if self.mfu is not None:
-            check(0 < self.mfu <= 1, "cost.mfu", self.mfu, "must be above 0 and at most 1")
+            utilisation.check_mfu(self.mfu)
 
     def rate(self, chip: str) -> prices.Price:
         """The rate of a chip that a run is charged at.

@@ -101,8 +101,9 @@ def owned(
 
 def check_kwh_price(dollars_per_kwh: float) -> None:
     """Raises ConfigError unless a price of electricity is finite and not below zero."""
-    good = math.isfinite(dollars_per_kwh) and dollars_per_kwh >= 0
-    check(good, "cost.dollars_per_kwh", dollars_per_kwh, "must be a number of dollars, 0 or above")
+    good = math.isfinite(dollars_per_kwh) and 0 <= dollars_per_kwh <= 1e6
+    check(good, "cost.dollars_per_kwh", dollars_per_kwh,
+          "must be a number of dollars, 0 or above, and at most 1e6")  # fmt: skip
 
 
 def headline(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -101,7 +101,8 @@ def read_book(path: str | os.PathLike, name: str | None = None) -> dict[str, Ent
       ConfigError: a field that cannot be used, with the file's name: no such chip, kind or field, a
         missing one, a price that is negative or no number, a range that the rate is not in, a date
         that is none or still to come, several rates and no default.
-      UserError: a file that cannot be read, or is not YAML.
+      ConfigError: a file that cannot be read or is too large.
+      UserError: a file that is not YAML.
     """
     book = name or str(path)
     tree = _parse(pathlib.Path(path))
@@ -133,13 +134,22 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
+MAX_BYTES = 1 << 20
+
+
 def _parse(path: pathlib.Path) -> Any:
+    field, remedy = "cost.price_book", "give a YAML file of prices"
     try:
+        small = not path.is_file() or path.stat().st_size <= MAX_BYTES
+        check(small, field, str(path), f"is above {MAX_BYTES} bytes; {remedy}")
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a YAML file") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not text; give a YAML file of prices") from error
+        why = f"cannot be read ({error.strerror}); {remedy}"
+        raise ConfigError(field, str(path), why) from error
+    except RecursionError:
+        raise ConfigError(field, str(path), f"is nested too deeply; {remedy}") from None
+    except ValueError as error:  # no UTF-8, or a zero byte in the path
+        raise ConfigError(field, str(path), f"is not text; {remedy}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = "" if mark is None else f", line {mark.line + 1}"

@@ -18,6 +18,7 @@ from moejax.cost.price_book import KINDS, Entry, Price, Purchase, read_book
 
 __all__ = ["KINDS", "Entry", "Price", "Purchase", "entry", "purchase", "resolve"]
 
+MOST_DOLLARS = 1e9  # of an hour: beyond any device, and far from where bills overflow
 PACKAGED = pathlib.Path(__file__).with_name("prices.yaml")
 
 
@@ -135,9 +136,10 @@ def purchase(hardware: str, book: str | os.PathLike | None = None) -> Purchase |
 
 
 def check_price(price: float) -> None:
-    """Raises ConfigError unless a price is finite and not below zero."""
+    """Raises ConfigError unless a price is possible: dollars of an hour, not below zero."""
     if not math.isfinite(price) or price < 0:
         raise ConfigError("cost.price", price, "must be a finite number of dollars, 0 or above")
+    check(price <= MOST_DOLLARS, "cost.price", price, f"must be at most {MOST_DOLLARS:g} dollars")
 
 
 def check_alone(kind: str | None) -> None:

@@ -86,13 +86,19 @@ DEFAULT = 0.35
 CPU_DEFAULT, CPU_LOW, CPU_HIGH = 0.15, 0.12, 0.22
 
 
+def check_mfu(mfu: float) -> None:
+    """Raises ConfigError unless a utilisation is possible; a millionth is none that a run has."""
+    check(0 < mfu <= 1, "cost.mfu", mfu, "must be above 0 and at most 1")
+    check(mfu >= 1e-6, "cost.mfu", mfu, "must be a millionth at least")
+
+
 def given(mfu: float, source: str) -> Utilisation:
     """A utilisation that somebody names: a point, without a range.
 
     Raises:
       ConfigError: not above 0 and at most 1.
     """
-    check(0 < mfu <= 1, "cost.mfu", mfu, "must be above 0 and at most 1")
+    check_mfu(mfu)
     return Utilisation(mfu, source, mfu, mfu, source)
 
 

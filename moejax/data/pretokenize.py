@@ -270,11 +270,12 @@ def open_shards(path: str | pathlib.Path, seq_len: int) -> TextDataset:
     folder = pathlib.Path(path).expanduser()
     manifest = _read_manifest(folder)
     dtype, record_tokens = np.dtype(manifest["dtype"]), manifest["record_tokens"]
+    load = lambda name: _array(folder, f"{name}.npy")
     rows, counts = {}, {}
     for split in SPLITS:
         paths = [str(folder / file["name"]) for file in manifest["splits"][split]["files"]]
-        lengths = np.load(folder / f"{split}_lengths.npy")
-        counts[split] = np.load(folder / f"{split}_counts.npy")
+        lengths = load(f"{split}_lengths")
+        counts[split] = load(f"{split}_counts")
         rows[split] = Rows(store.ShardStore(paths, lengths, record_tokens, dtype), seq_len)
     return TextDataset(
         tokenizer=tokenizers.load_saved(folder),
@@ -288,6 +289,19 @@ def open_shards(path: str | pathlib.Path, seq_len: int) -> TextDataset:
         validation_counts=counts["validation"],
         gzip_bytes=manifest["gzip_bytes"],
     )
+
+
+def _array(folder: pathlib.Path, name: str) -> Int64[np.ndarray, " N"]:
+    """A file of integers; never pickled objects, nor more memory than the file is long."""
+    try:
+        values = np.load(folder / name, mmap_mode="r", allow_pickle=False)
+        if values.ndim != 1 or values.dtype != np.int64:
+            raise ValueError(f"{values.dtype} of shape {values.shape}")
+        return np.array(values)
+    except (OSError, ValueError, TypeError, OverflowError, EOFError) as error:
+        raise config_lib.ConfigError(
+            "data.path", str(folder), f"its file {name} holds no integers; write the shards again"
+        ) from error
 
 
 def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
@@ -306,6 +320,15 @@ def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             fail(f"has format {manifest['format']}, not {FORMAT}; write it again")
+        files = [file["name"] for split in SPLITS for file in manifest["splits"][split]["files"]]
+        for name in [*files, *manifest["sha256"]]:
+            if name != pathlib.PurePath(name).name or name == "..":
+                fail(f"{name!r} in its {MANIFEST} is outside of it; write the shards again")
+        store_types = (store.token_dtype(1).str, store.token_dtype(2**20).str)
+        if manifest["dtype"] not in store_types or type(manifest["record_tokens"]) is not int:
+            raise ValueError("no type of tokens")
+        if manifest["record_tokens"] <= 0:
+            raise ValueError("no tokens in a record")
         for name, digest in manifest["sha256"].items():
             if sha256_of(folder / name) != digest:
                 fail(f"its file {name} is damaged; write the shards again")
@@ -318,6 +341,6 @@ def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     except OSError as error:
         name = pathlib.Path(error.filename or "?").name
         fail(f"its file {name} is missing; copy the shards again", error)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         fail(f"its {MANIFEST} is damaged; write the shards again", error)
     return manifest

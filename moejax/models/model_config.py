@@ -11,6 +11,9 @@ from moejax.numerics import Precision
 # A layer's kind names its feed-forward, and whether its attention has a window.
 LAYER_KINDS = ("dense", "moe", "dense_window", "moe_window")
 
+# Beyond any model; what loops over layers or modules would not end in time.
+MOST_LAYERS, MOST_MTP = 10_000, 100
+
 Segment = tuple[tuple[str, ...], int]
 
 
@@ -94,6 +97,9 @@ class ModelConfig:
             "init_std",
             "mtp_depth",
         )
+        for name, most in (("num_layers", MOST_LAYERS), ("mtp_depth", MOST_MTP)):
+            value = getattr(self, name)
+            check(value <= most, f"model.{name}", value, f"must be at most {most}")
         heads = self.attention.num_heads
         check(
             self.attention.kind == "mla"

@@ -113,14 +113,14 @@ class MoEConfig:
         self.router.check(self.num_experts, self.top_k)
 
 
-def router_options(values: Mapping[str, Any]) -> RouterOptions:
-    """Builds the options of the router that ``values["name"]`` names.
+def router_options(values: Mapping[str, Any], *, own: bool = True) -> RouterOptions:
+    """Builds the options of the router that ``values["name"]`` names; ``own`` as in ``find``.
 
     Raises:
       ConfigError: an unknown router or option, with the nearest known one.
     """
     name = values.get("name", DeepSeekV3Options.name)
-    router = find(name)
+    router = find(name, own=own)
     known = {field.name for field in dataclasses.fields(router.Options)}
     for field in values:
         check(

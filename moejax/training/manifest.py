@@ -104,7 +104,9 @@ def verify(folder: pathlib.Path, step: int) -> None:
 def folders(directory: pathlib.Path) -> list[int]:
     """Steps that have a folder, sealed or not, oldest first."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        names = [e.name for e in os.scandir(directory) if e.is_dir()]
+        # A link is none: what is deleted with it would lie elsewhere.
+        entries = os.scandir(directory)
+        names = [e.name for e in entries if e.is_dir(follow_symlinks=False)]
         return sorted(int(n) for n in names if re.fullmatch(r"0|[1-9][0-9]{0,17}", n))
     return []
 
@@ -117,7 +119,8 @@ def sealed(directory: pathlib.Path) -> list[int]:
 def write_whole(path: pathlib.Path, text: str) -> None:
     """Writes a file that is there whole or not at all, and on the disk; raises OSError."""
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
+    temporary.unlink(missing_ok=True)  # a link there would lead the writing elsewhere
+    with open(temporary, "x", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -224,8 +224,7 @@ def _one_plan(options: Namespace, subject: _Subject) -> dict[str, Any]:
         layout = layout_of(config.mesh, options.devices)
         used_devices = hardware.cpu_cores() if chip == "cpu" else layout.devices
         devices = options.devices or used_devices
-        if chip != "cpu":
-            _check_mesh(config, devices)
+        _check_mesh(config, layout.devices if chip == "cpu" else devices)
         placement = placement_of(config, layout)
     suggested = suggest(
         model, hardware=chip, devices=placement.layout.devices if chip == "cpu" else devices,

@@ -11,7 +11,7 @@ from moejax.config import UserError, check
 from moejax.data import tokenizers
 from moejax.models.sampling import generate as generate_text
 from moejax.parallel import MeshConfig, make_mesh
-from moejax.training import run_config, run_dir
+from moejax.training import run_dir
 from moejax.training.checkpoints import Checkpointer
 from moejax.training.optimizers import make_optimizer
 from moejax.training.prepare import use_compilation_cache
@@ -29,7 +29,7 @@ def load(workdir: str | pathlib.Path) -> tuple[RunConfig, dict[str, Any]]:
       UserError: no run, no checkpoint, or a damaged one.
     """
     path = pathlib.Path(workdir)
-    config = exact_as_auto(run_config.from_dict(run_dir.read_record(path)["config"]))
+    config = exact_as_auto(run_dir.recorded(run_dir.read_record(path)))
     optimizer = make_optimizer(config.optim, config.train.steps)
     _, abstract = make_init(config.model, optimizer, make_mesh(MeshConfig()))
     with Checkpointer(path / run_dir.CHECKPOINTS, config.checkpoint) as checkpoints:
@@ -66,7 +66,7 @@ def generate(
     check(temperature >= 0, "--temperature", temperature, "must not be below zero")
     check(seed >= 0, "--seed", seed, "must not be below zero")
     record = run_dir.read_record(pathlib.Path(workdir))
-    use_compilation_cache(run_config.from_dict(record["config"]).data.cache_path / "xla")
+    use_compilation_cache(run_dir.recorded(record).data.cache_path / "xla")
     config, variables = load(workdir)
     tokenizer = tokenizers.load_saved(pathlib.Path(workdir) / run_dir.TOKENIZER)
     with jax.set_mesh(make_mesh(MeshConfig())):

@@ -59,6 +59,8 @@ class TrainConfig:
             "train", self, "eval_every", "eval_batches", "sample_tokens", "mtp_weight",
             "mtp_weight_final", "mtp_switch",
         )  # fmt: skip
+        # Schedules count in 32 bits.
+        check(self.steps < 2**31, "train.steps", self.steps, "must be below 2**31")
         check(self.mtp_switch <= 1, "train.mtp_switch", self.mtp_switch, "must be from 0 to 1")
         check(
             self.batch_size % self.micro_batches == 0, "train.micro_batches", self.micro_batches,
@@ -122,12 +124,17 @@ MAY_CHANGE = (
 )  # fmt: skip
 
 
-def from_dict(values: Mapping[str, Any]) -> RunConfig:
+def from_dict(values: Mapping[str, Any], *, own: bool = True) -> RunConfig:
     """Builds a run's config from the blocks of a config file.
+
+    Args:
+      values: the blocks.
+      own: they are the user's own; those of a run's record are not: see ``run_dir.recorded``.
 
     Raises:
       ConfigError: an unknown field, a wrong type or value, or fields that do not go together.
     """
+    check(isinstance(values, Mapping), "config", values, "must be blocks of fields")
     values = dict(values)
     moe_values, router_values = values.pop("moe", None), values.pop("router", None)
     check(
@@ -149,7 +156,7 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
         check("router" not in moe_values, "moe.router", "...", "is a block of its own: router")
         router_values = {} if router_values is None else router_values
         check(isinstance(router_values, Mapping), "router", router_values, "must be a block")
-        router = router_options(router_values)
+        router = router_options(router_values, own=own)
         moe = mechanism.build(MoEConfig, {**moe_values, "router": router}, "moe")
         model_values = {**model_values, "moe": moe}
     return mechanism.build(RunConfig, {**values, "model": model_values})

@@ -75,9 +75,10 @@ class RunDirectory:
         """The summary of a run that is complete; None while there is something left to do."""
         try:
             summary = json.loads((self.path / SUMMARY).read_text())
-        except (OSError, ValueError):
+            done = summary.get("status") == "completed"
+        except (OSError, ValueError, AttributeError, RecursionError):
             return None
-        return summary if self.resumed and summary.get("status") == "completed" else None
+        return summary if self.resumed and done else None
 
     def give_up(self, step: int, steps: Sequence[int]) -> None:
         """Notes that the run went back to a step: checkpoints of these later steps are gone.
@@ -124,6 +125,10 @@ def check_workdir(workdir: str) -> pathlib.Path:
         raise UserError(
             f"{shown}: holds files, but no run's {CONFIG}; give a new or an empty folder"
         )
+    for entry in path.iterdir() if path.is_dir() else ():
+        # Folders may lie on another disk; a file would be written wherever its link leads.
+        if entry.is_symlink() and not entry.is_dir():
+            raise UserError(f"{shown}: {entry.name!r} in it is a link; put the file in its place")
     return path
 
 
@@ -206,9 +211,24 @@ def read_record(path: pathlib.Path) -> dict[str, Any]:
         raise UserError(
             f"{str(path)!r}: no run is there (no {CONFIG}); give a run's folder"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{str(file)!r}: cannot be read ({error}); restore the file") from None
     return record
+
+
+def recorded(record: Mapping[str, Any]) -> RunConfig:
+    """The config in a run's record, which may be from anywhere: a folder that was downloaded.
+
+    It runs no code, loads none and reaches no network: a router of one's own is looked up on the
+    Python path alone, compiled programs are those of the user's own cache, and no corpus is
+    downloaded.
+
+    Raises:
+      ConfigError: see ``run_config.from_dict``.
+    """
+    config = from_dict(record["config"], own=False)
+    data = dataclasses.replace(config.data, cache_dir="", download=False)
+    return dataclasses.replace(config, data=data)
 
 
 def describe(config: RunConfig, dataset: TextDataset) -> dict[str, Any]:

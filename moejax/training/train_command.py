@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from moejax.config import UserError
+from moejax.config import UserError, visible
 from moejax.cost import starting
 
 
@@ -80,4 +80,4 @@ def _say(index: int, text: str, error: BaseException | None) -> None:
 
     if not isinstance(error, PeerError):
         who = f"process {index}: " if index else ""
-        print(f"moejax train: {who}{text}", file=sys.stderr, flush=True)
+        print(visible(f"moejax train: {who}{text}"), file=sys.stderr, flush=True)

@@ -104,7 +104,7 @@ def _dense_run(workdir: str) -> tuple[RunConfig, str]:
     if not (folder / run_dir.CONFIG).is_file():
         raise UserError(f"--workdir = {workdir!r}: no run is there; give a dense run's folder")
     record = run_dir.read_record(folder)
-    dense = run_config.from_dict(record["config"])
+    dense = run_dir.recorded(record)
     if dense.model.layers("moe"):
         raise UserError(
             f"--workdir = {workdir!r}: the run's model already has MoE layers; give a dense run"

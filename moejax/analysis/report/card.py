@@ -69,7 +69,7 @@ def _model(config: RunConfig) -> list[tuple[str, Any]]:
 def _router_options(config: RunConfig) -> str:
     """The router's options that are not its defaults."""
     options = config.to_dict()["router"]
-    usual = to_dict(router_options({"name": options["name"]}))
+    usual = to_dict(router_options({"name": options["name"]}, own=False))
     chosen = [f"{name} {value}" for name, value in options.items() if value != usual[name]]
     return f": {', '.join(chosen)}; else its defaults" if chosen else ", its defaults"
 

@@ -15,7 +15,7 @@ from moejax.analysis.report.curves import Curves, read_curves
 from moejax.analysis.report.shapes import ANY, EVALUATION, misfit
 from moejax.config import UserError
 from moejax.cost import bill
-from moejax.training import run_config, run_dir
+from moejax.training import run_dir
 from moejax.training.run_config import RunConfig
 
 _ANALYSIS_NEEDS = dict.fromkeys((
@@ -179,7 +179,7 @@ def _names(paths: Sequence[pathlib.Path]) -> list[str]:
 def _read_run(path: pathlib.Path, name: str) -> RunRecord:
     record = run_dir.read_record(path)
     try:
-        config = run_config.from_dict(record["config"])
+        config = run_dir.recorded(record)
     except UserError as error:
         code = record.get("code", {})
         version = f"moejax {code.get('moejax')}, revision {str(code.get('revision'))[:12]}"

@@ -83,12 +83,14 @@ _ROUTERS: tuple[type[Router], ...] = (
 REGISTRY: dict[str, type[Router]] = {router.Options().name: router for router in _ROUTERS}
 
 
-def find(name: str) -> type[Router]:
+def find(name: str, *, own: bool = True) -> type[Router]:
     """The router of a name in ``REGISTRY``, or of a dotted path to a user's own class.
 
     Args:
       name: such as ``deepseek_v3`` or ``my_routers.NearestRouter``; a module is looked up on the
         Python path and in the working directory.
+      own: the user's own config says the name. A name in the record of a run, which may be from
+        anywhere, is not looked up in the working directory: the run's folder may lie there.
 
     Raises:
       ConfigError: no such router, with the nearest known one; or a path that leads to none.
@@ -100,8 +102,13 @@ def find(name: str) -> type[Router]:
     hint = nearest(name, REGISTRY)
     check(dotted, field, name, f"no such router; {hint}, or give a path such as my_module.MyRouter")
     module, _, attribute = name.rpartition(".")
+    # Some of its modules do things when they are imported, and none has a router.
+    check(
+        module.partition(".")[0] not in sys.stdlib_module_names, field, name,
+        "is of Python's standard library, which has no routers; give the path of your own class",
+    )  # fmt: skip
     try:
-        found = getattr(_import(module), attribute, None)
+        found = getattr(_import(module, own), attribute, None)
     except Exception as error:  # the user's own file may raise anything
         raise ConfigError(
             field, name, f"importing {module} raised {type(error).__name__}: {error}; mend it, or "
@@ -116,9 +123,9 @@ def find(name: str) -> type[Router]:
     return found
 
 
-def _import(module: str):
+def _import(module: str, own: bool):
     here = os.getcwd()
-    added = here not in sys.path
+    added = own and here not in sys.path
     if added:
         sys.path.append(here)
     try:
