@@ -8,8 +8,10 @@ by their type annotations, the loader of ``get_config()`` files and the command-
 import ast
 import dataclasses
 import difflib
+import importlib
 import importlib.util
 import math
+import os
 import pathlib
 import sys
 import types
@@ -245,6 +247,19 @@ def run_file(path: str | pathlib.Path, function: str, flag: str) -> Any:
         ) from error
     finally:
         sys.path.remove(folder)
+
+
+def import_module(name: str) -> types.ModuleType:
+    """Imports a user's module from the Python path or the working directory."""
+    here = os.getcwd()
+    added = here not in sys.path
+    if added:
+        sys.path.append(here)
+    try:
+        return importlib.import_module(name)
+    finally:
+        if added:
+            sys.path.remove(here)
 
 
 def _line_in(error: BaseException, path: pathlib.Path) -> int | str:

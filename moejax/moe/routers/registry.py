@@ -1,10 +1,6 @@
 """All routers by name, in the order of the README's table; and routers of a user's own."""
 
-import importlib
-import os
-import sys
-
-from moejax.config import ConfigError, check, nearest
+from moejax.config import ConfigError, check, import_module, nearest
 from moejax.moe.routers import (
     adaptive,
     assignment,
@@ -101,7 +97,7 @@ def find(name: str) -> type[Router]:
     check(dotted, field, name, f"no such router; {hint}, or give a path such as my_module.MyRouter")
     module, _, attribute = name.rpartition(".")
     try:
-        found = getattr(_import(module), attribute, None)
+        found = getattr(import_module(module), attribute, None)
     except Exception as error:  # the user's own file may raise anything
         raise ConfigError(
             field, name, f"importing {module} raised {type(error).__name__}: {error}; mend it, or "
@@ -114,15 +110,3 @@ def find(name: str) -> type[Router]:
         "moejax.moe.routers.Router",
     )  # fmt: skip
     return found
-
-
-def _import(module: str):
-    here = os.getcwd()
-    added = here not in sys.path
-    if added:
-        sys.path.append(here)
-    try:
-        return importlib.import_module(module)
-    finally:
-        if added:
-            sys.path.remove(here)
