@@ -181,7 +181,9 @@ def check_vocabulary(
             "template", template.name, f"{remedy} {' '.join(tags)}; take another template or "
             "data.tokenizer='bytes'"
         )  # fmt: skip
-    missing = sorted(c for c in {*template.characters, *characters} if lacks(c))
+    # White space between letters: tokenizers of words drop it at the ends.
+    shown_as = {c: f"a{c}a" if c.isspace() else c for c in {*template.characters, *characters}}
+    missing = sorted(c for c, text in shown_as.items() if lacks(text))
     if missing:
         shown = " ".join(map(repr, missing[:8])) + (" …" if len(missing) > 8 else "")
         raise ConfigError(

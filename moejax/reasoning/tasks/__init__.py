@@ -4,20 +4,12 @@ task        Problem, the Task interface, and how instances are held out
 draws       random draws that are the same everywhere
 numbers     numbers and expressions read from untrusted text
 arithmetic, chains, countdown, algebra, lists, boolean, knights     tasks by rule
+datasets    GSM8K, and a user's JSONL
+gym         tasks of reasoning-gym, where it is installed
+task_set    the config block ``task``, and the problems that it means
 """
 
-from moejax.reasoning.tasks.algebra import Linear
-from moejax.reasoning.tasks.arithmetic import Addition, Multiplication, Subtraction
-from moejax.reasoning.tasks.boolean import Boolean
-from moejax.reasoning.tasks.chains import Chain
-from moejax.reasoning.tasks.countdown import Countdown
-from moejax.reasoning.tasks.knights import Knights
-from moejax.reasoning.tasks.lists import Copy, Sort
 from moejax.reasoning.tasks.task import SPLITS, Problem, RuleTask, Task, split_of
+from moejax.reasoning.tasks.task_set import TASKS, TaskConfig, TaskSet
 
-_TASKS = (
-    Addition, Subtraction, Multiplication, Chain, Countdown, Linear, Sort, Copy, Boolean, Knights,
-)  # fmt: skip
-TASKS: dict[str, RuleTask] = {task.name: task() for task in _TASKS}
-
-__all__ = ["SPLITS", "TASKS", "Problem", "RuleTask", "Task", "split_of"]
+__all__ = ["SPLITS", "TASKS", "Problem", "RuleTask", "Task", "TaskConfig", "TaskSet", "split_of"]

@@ -18,7 +18,7 @@ class Countdown(RuleTask):
     """
 
     name, most_difficult = "countdown", 6
-    characters = "0123456789+-*/=(), ;.Makefrolt"
+    characters = "0123456789+-*/=(), ;.Makefromlt"
 
     def make(self, draws: Draws, difficulty: int) -> Instance:
         while True:

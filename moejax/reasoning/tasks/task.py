@@ -75,6 +75,7 @@ class Task(abc.ABC):
     """Problems and the judge of their answers."""
 
     name: str
+    characters: str  # what prompts, solutions and answers may hold, as far as known beforehand
 
     @abc.abstractmethod
     def problem(self, seed: int, index: int, difficulty: int, split: str) -> Problem:
@@ -121,7 +122,6 @@ class RuleTask(Task):
     """A task whose instances a rule makes, at levels 1 to ``most_difficult``."""
 
     most_difficult: ClassVar[int]
-    characters: ClassVar[str]  # every character that its prompts, solutions and answers may hold
 
     @abc.abstractmethod
     def make(self, draws: Draws, difficulty: int) -> Instance:
