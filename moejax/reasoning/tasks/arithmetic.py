@@ -96,7 +96,8 @@ def add_steps(a: int, b: int) -> tuple[int, list[str]]:
     carry, total, steps = 0, 0, []
     for place, (x, y) in enumerate(zip(_digits(a, width), _digits(b, width), strict=True)):
         column = x + y + carry
-        steps.append(f"{x}+{y}{'+1' if carry else ''}={column}{' c1' if column > 9 else ''}")
+        carries = column > 9 and place + 1 < width
+        steps.append(f"{x}+{y}{'+1' if carry else ''}={column}{' c1' if carries else ''}")
         carry, total = column // 10, total + column % 10 * 10**place
     return total + carry * 10**width, steps
 
