@@ -8,8 +8,10 @@ by their type annotations, the loader of ``get_config()`` files and the command-
 import ast
 import dataclasses
 import difflib
+import importlib
 import importlib.util
 import math
+import os
 import pathlib
 import re
 import reprlib
@@ -301,6 +303,19 @@ def run_file(path: str | pathlib.Path, function: str, flag: str) -> Any:
         ) from error
     finally:
         sys.path.remove(folder)
+
+
+def import_module(name: str, *, here: bool = True) -> types.ModuleType:
+    """Imports a user's module from the Python path and, if ``here``, the working directory."""
+    folder = os.getcwd()
+    added = here and folder not in sys.path
+    if added:
+        sys.path.append(folder)
+    try:
+        return importlib.import_module(name)
+    finally:
+        if added:
+            sys.path.remove(folder)
 
 
 def _line_in(error: BaseException, path: pathlib.Path) -> int | str:

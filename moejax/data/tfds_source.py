@@ -50,6 +50,18 @@ def tfds_corpus(config: DataConfig) -> Corpus:
     return Corpus(read, provenance)
 
 
+def read_split(config: DataConfig, split: str) -> Iterator[dict[str, Any]]:
+    """Every record of one split of a named dataset, in order.
+
+    Raises:
+      ConfigError: as ``tfds_corpus``; the text field is not looked at.
+    """
+    builder = _builder(config)
+    if not builder.is_prepared():
+        _prepare(config, builder)
+    yield from _records(_source(config, builder, split))
+
+
 def _builder(config: DataConfig) -> tfds.core.DatasetBuilder:
     data_dir = str(pathlib.Path(config.path).expanduser()) if config.path else None
     try:

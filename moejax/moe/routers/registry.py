@@ -1,10 +1,8 @@
 """All routers by name, in the order of the README's table; and routers of a user's own."""
 
-import importlib
-import os
 import sys
 
-from moejax.config import ConfigError, check, nearest
+from moejax.config import ConfigError, check, import_module, nearest
 from moejax.moe.routers import (
     adaptive,
     assignment,
@@ -108,7 +106,7 @@ def find(name: str, *, own: bool = True) -> type[Router]:
         "is of Python's standard library, which has no routers; give the path of your own class",
     )  # fmt: skip
     try:
-        found = getattr(_import(module, own), attribute, None)
+        found = getattr(import_module(module, here=own), attribute, None)
     except Exception as error:  # the user's own file may raise anything
         raise ConfigError(
             field, name, f"importing {module} raised {type(error).__name__}: {error}; mend it, or "
@@ -121,15 +119,3 @@ def find(name: str, *, own: bool = True) -> type[Router]:
         "moejax.moe.routers.Router",
     )  # fmt: skip
     return found
-
-
-def _import(module: str, own: bool):
-    here = os.getcwd()
-    added = own and here not in sys.path
-    if added:
-        sys.path.append(here)
-    try:
-        return importlib.import_module(module)
-    finally:
-        if added:
-            sys.path.remove(here)

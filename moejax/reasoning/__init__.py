@@ -1,0 +1,1 @@
+"""Reasoning by reinforcement: tasks with verifiable answers, rewards, losses, evaluation."""
