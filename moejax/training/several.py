@@ -1,4 +1,4 @@
-"""What a run of several processes opens: the same things on all, and only process 0's on the disk."""
+"""What a run of several processes opens: the same on all, and only process 0's on the disk."""
 
 import contextlib
 import dataclasses
