@@ -1,6 +1,6 @@
 """Loss curves over meshes of virtual CPU devices, against one device: a table, or JSON.
 
-    python experiments/launch/compare_meshes.py [--meshes=all|mixed|"{'data': 2}"] [--json]
+    python experiments/launch/compare_meshes.py [--meshes=all|mixed|"[{'data': 2}]"] [--json]
 
 Every axis alone on 2, 4 and 8 devices and mixed meshes, 20 steps, 64 experts, 8 a token, float32;
 see ``moejax.training.compare_meshes``. Exit status 1 where a mesh disagrees.
@@ -19,7 +19,7 @@ DEVICES = 8
 def main(arguments: list[str]) -> int:
     """Compares the meshes that the flags name; 0 where all agree."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--meshes", default="all", help="all, alone, mixed, or one as a dict")
+    parser.add_argument("--meshes", default="all", help="all, alone, mixed, or a list of dicts")
     parser.add_argument("--json", action="store_true", help="one object on standard output")
     options = parser.parse_args(arguments)
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     if options.meshes in named:
         meshes = named[options.meshes]
     else:
-        meshes = (MeshConfig(**ast.literal_eval(options.meshes)),)
+        meshes = [MeshConfig(**sizes) for sizes in ast.literal_eval(options.meshes)]
     reference, rows = lib.Runner(MeshConfig()), []
     for mesh in meshes:
         rows += lib.compare([mesh], reference)

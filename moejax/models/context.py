@@ -20,7 +20,7 @@ import jax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from moejax.moe.exchange import CONTEXT_AXIS, cut_of_tokens, parts_of_length
+from moejax.moe.exchange import cut_of_tokens, parts_of_length
 
 Specs = Any
 
@@ -62,6 +62,3 @@ def attend_from_here(
         out_specs=heads,
         check_vma=False,
     )(query, mask, *values)
-
-
-__all__ = ["CONTEXT_AXIS", "attend_from_here", "is_cut"]

@@ -13,7 +13,7 @@ from moejax.training.state import make_init
 from moejax.training.step import make_train_step
 
 
-def lowered_for_cuda(implementation: str, attention=None, **changes) -> str:
+def lowered_for_cuda(implementation: str, attention=None, context=1, **changes) -> str:
     """The bfloat16 step's program, as text; heads of width 64, which cuDNN's kernels take."""
     attention = attention or AttentionConfig(4, 2, head_dim=64)
     attention = dataclasses.replace(attention, implementation=implementation)
@@ -21,7 +21,7 @@ def lowered_for_cuda(implementation: str, attention=None, **changes) -> str:
     optim = OptimConfig(optimizer="muon")
     optimizer = make_optimizer(optim, 10)
     shapes = lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
-    mesh = make_mesh(MeshConfig())
+    mesh = make_mesh(MeshConfig(context=context))
     with jax.set_mesh(mesh):
         _, state = make_init(model, optimizer, mesh)
         step = make_train_step(model, optimizer, learning_rate(optim, 10))
@@ -47,7 +47,18 @@ def cudnn(monkeypatch):
 
 def test_the_step_lowers_with_cudnns_attention(cudnn):
     # Forward and backward, in the dense segment and in the MoE segment.
-    assert lowered_for_cuda("cudnn").count("custom_call @__cudnn$fmha") == 4
+    program = lowered_for_cuda("cudnn")
+    assert program.count("custom_call @__cudnn$fmha") == 4
+    assert program.count("CAUSAL") == 4
+
+
+def test_queries_of_a_cut_length_are_cudnns_too_and_not_causal(cudnn):
+    # A quarter of 64 positions to them all: the mask says which, and cuDNN adds it as a bias.
+    program = lowered_for_cuda("cudnn", context=4, **ONE_SEGMENT)
+    calls = [line for line in program.splitlines() if "custom_call @__cudnn$fmha" in line]
+    assert len(calls) == 2 and not any("CAUSAL" in call for call in calls)
+    assert all("8x16x4x64xbf16" in call and "8x64x2x64xbf16" in call for call in calls)
+    assert all("x16x64xbf16" in call for call in calls), "the bias is of a quarter's queries"
 
 
 ONE_SEGMENT = {"num_layers": 2, "first_k_dense": 0}
