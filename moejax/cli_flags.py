@@ -21,8 +21,8 @@ def launch_flags(launch: argparse.ArgumentParser) -> None:
     """``moejax launch``."""
     launch.usage = "moejax launch --processes=P [...] -- train --config=FILE --workdir=DIR [...]"
     launch.add_argument("--processes", type=int, required=True, metavar="P")
-    launch.add_argument("--devices-per-process", type=int, metavar="D", help="virtual devices of "
-                        "a CPU, or GPUs; an equal share of the GPUs, or 1, if left out")  # fmt: skip
+    launch.add_argument("--devices-per-process", type=int, metavar="D", help="GPUs, or virtual "
+                        "devices of a CPU; its share of the GPUs, or 1, if left out")  # fmt: skip
     launch.add_argument("--timeout-after-stall", type=float, default=45.0, metavar="SECONDS",
                         help="what a step may take before its process counts as stuck, or ten "
                         "times the longest so far; 45 if left out")  # fmt: skip

@@ -5,13 +5,14 @@ SHA-256 of each file beside it; an entry that does not match is taken away and m
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 SUMS = "sums.json"
 
@@ -36,6 +37,20 @@ def find(root: pathlib.Path, key: str) -> pathlib.Path | None:
         pass
     shutil.rmtree(entry, ignore_errors=True)
     return None
+
+
+@contextlib.contextmanager
+def alone(root: pathlib.Path, key: str) -> Iterator[None]:
+    """Lets one process of a machine at a time fill a cache: the others wait, and then find it full.
+
+    Without a lock where the cache cannot be written.
+    """
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):
+            root.mkdir(parents=True, exist_ok=True)
+            file = held.enter_context(open(root / f".{key}.lock", "w"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def put(root: pathlib.Path, key: str, write: Callable[[pathlib.Path], None]) -> bool:

@@ -193,11 +193,16 @@ class Supervisor:
         """Whether a process is stopped, or has not had a pulse for so long."""
         if child.process.poll() is not None:
             return False
-        with contextlib.suppress(psutil.Error):
-            if psutil.Process(child.process.pid).status() == psutil.STATUS_STOPPED:
-                return True
+        if self._stopped(child):
+            return True
         signs = heartbeat.read(child.signs)
         return signs is not None and time.monotonic() - signs.pulse > seconds
+
+    def _stopped(self, child: Child) -> bool:
+        """Whether a signal has stopped a process."""
+        with contextlib.suppress(psutil.Error):
+            return psutil.Process(child.process.pid).status() == psutil.STATUS_STOPPED
+        return False
 
     def _stalled(self) -> tuple[Child, str] | None:
         """The process that stands still, and for how long; the one furthest behind if several."""
@@ -213,7 +218,8 @@ class Supervisor:
             quiet = now - signs.pulse if signs else 0.0
             since = max(now - child.stopped, quiet) if child.stopped is not None else 0.0
             if since > STOPPED_SECONDS:
-                return child, f"stopped for {since:.0f} s"
+                what = "stopped" if self._stopped(child) else "without a sign of life"
+                return child, f"{what} for {since:.0f} s"
             if signs and now - signs.progress > signs.allowed:
                 stuck.append((signs.progress, child, signs))
         if not stuck or any(child.stopped is not None for child in self.children):

@@ -4,6 +4,7 @@ A thread writes that the process runs at all (a stopped one does not); the train
 it gets on, and by when it expects to say so again. Where nobody asks for it, nothing is written.
 """
 
+import contextlib
 import os
 import pathlib
 import threading
@@ -74,13 +75,10 @@ class Heartbeat:
 
     def _write(self) -> None:
         """One line of fixed length in one system call. Needs the lock."""
-        line = (
-            f"{time.monotonic():.3f} {self._progress:.3f} {self._allowed:.1f} {self._phase}"
-        ).ljust(79)
-        try:
+        now = time.monotonic()
+        line = f"{now:.3f} {self._progress:.3f} {self._allowed:.1f} {self._phase}".ljust(79)
+        with contextlib.suppress(OSError):  # a full disk must not end the run
             os.pwrite(self._file, line.encode() + b"\n", 0)
-        except OSError:  # the launcher has gone with its folder: nobody reads this any more
-            pass
 
 
 def read(path: pathlib.Path) -> Signs | None:

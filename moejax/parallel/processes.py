@@ -29,7 +29,6 @@ SHUTDOWN_SECONDS = 300
 # How long one that failed waits for the others to fail likewise, before it leaves alone.
 LEAVE_SECONDS = 5.0
 FLAGS = "--coordinator, --process-id and --processes"
-NUMBER = "MOEJAX_PROCESS"  # environment: which process of the job this one is, for child processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +223,6 @@ def start(place: Place) -> None:
         if place.note:
             print(f"warning: {place.note}", file=sys.stderr, flush=True)
         return
-    os.environ[NUMBER] = str(place.index)
     _keep_standard_output()
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # jax's own handler of SIGTERM would take the signal from the training loop.

@@ -1,5 +1,6 @@
 """Everything a run needs before its first step; nothing here writes to the run directory."""
 
+import contextlib
 import dataclasses
 import pathlib
 
@@ -10,7 +11,7 @@ from moejax.config import check
 from moejax.cost import counts, hardware, prices, utilisation
 from moejax.cost.memory import Layout, Placement
 from moejax.cost.plan import make_plan
-from moejax.data import TextDataset, open_dataset
+from moejax.data import DataConfig, TextDataset, cache, open_dataset
 from moejax.models import ModelConfig
 from moejax.models.layers import compute_dtype
 from moejax.moe import MoEConfig
@@ -102,7 +103,10 @@ def prepare(config: RunConfig) -> Setup:
     dtype = compute_dtype(config.model.dtype).name
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
     billing = make_billing(config, mesh)
-    dataset = open_dataset(config.data, seq_len=train.seq_len, vocab_size=config.model.vocab_size)
+    with _one_at_a_time(config.data):
+        dataset = open_dataset(
+            config.data, seq_len=train.seq_len, vocab_size=config.model.vocab_size
+        )
     rows = len(dataset.train)
     check(
         rows >= train.batch_size, "train.batch_size", train.batch_size,
@@ -117,6 +121,14 @@ def prepare(config: RunConfig) -> Setup:
     schedule = learning_rate(config.optim, train.steps)
     optimizer = make_optimizer(config.optim, train.steps)
     return Setup(config, mesh, choice, products, dataset, optimizer, schedule, billing)
+
+
+def _one_at_a_time(data: DataConfig) -> contextlib.AbstractContextManager[None]:
+    """Where several processes of a machine would train the same tokenizer, the first one does."""
+    cached = data.source != "shards" and data.tokenizer != "bytes"
+    if jax.process_count() == 1 or not cached:
+        return contextlib.nullcontext()
+    return cache.alone(data.cache_path, "dataset")
 
 
 def choose_back_ends(model: ModelConfig, mesh: jax.sharding.Mesh) -> Choice | None:

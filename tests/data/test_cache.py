@@ -1,5 +1,8 @@
 """The cache: whole entries only, damaged ones made again, and no error where it cannot write."""
 
+import threading
+import time
+
 import pytest
 
 from moejax.data import cache
@@ -49,3 +52,29 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path):
     (tmp_path / "file").write_text("")
     assert not cache.put(tmp_path / "file" / "cache", "k", _write)
+
+
+def test_one_at_a_time_fills_a_cache_and_the_others_find_it(tmp_path):
+    made, found = [], []
+
+    def use():
+        with cache.alone(tmp_path / "cache", "corpus"):
+            if cache.find(tmp_path / "cache", "k"):
+                found.append(1)
+                return
+            made.append(1)
+            time.sleep(0.2)
+            cache.put(tmp_path / "cache", "k", _write)
+
+    threads = [threading.Thread(target=use) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(made), len(found)) == (1, 3)
+
+
+def test_without_a_place_for_a_lock_there_is_none(tmp_path):
+    (tmp_path / "file").write_text("")
+    with cache.alone(tmp_path / "file" / "cache", "corpus"):
+        pass

@@ -21,9 +21,11 @@ SOON = 120.0  # for a launch to get to its first steps, on a slow machine
 def environment() -> dict[str, str]:
     """Variables of a launch: this checkout, and the tests' compilation cache."""
     return {
-        **os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    }  # fmt: skip
+    }
 
 
 def command(*words: str, processes: int = 2, devices: int = 2) -> list[str]:

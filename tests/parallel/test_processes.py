@@ -1,10 +1,14 @@
 """Which process of how many this one is: flags, and the variables of clusters."""
 
 import re
+import socket
+import subprocess
+import sys
 
 import pytest
 
 from moejax.config import UserError
+from moejax.launch.shares import free_port
 from moejax.parallel.processes import Place, detect, place_of
 
 SLURM = {
@@ -98,3 +102,51 @@ def test_a_pod_of_an_indexed_job_without_the_package_says_that_it_is_alone(monke
 def test_numbers_that_are_none_are_named():
     with pytest.raises(UserError, match="SLURM_PROCID = None: must be a number"):
         detect({"SLURM_STEP_NUM_TASKS": "2"})
+
+
+WAITS = """
+import sys
+from moejax.parallel import processes
+processes.START_SECONDS = 2.0
+processes.start(processes.place_of(sys.argv[1], int(sys.argv[2]), 2, {}))
+"""
+
+
+def test_a_missing_peer_is_one_line_in_time():
+    # Process 0 waits for process 1, and process 1 for process 0: neither is ever started.
+    waiting = [
+        subprocess.Popen(
+            [sys.executable, "-c", WAITS, f"127.0.0.1:{free_port()}", str(number)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for number in (0, 1)
+    ]  # fmt: skip
+    for number, process in enumerate(waiting):
+        out, said = process.communicate(timeout=60)
+        assert process.returncode == 1 and out == ""
+        assert said.count("\n") == 1, said
+        assert f"process {number} of 2 waited 2.0 s at 127.0.0.1:" in said
+        assert "not all of them came; start all 2" in said
+
+
+def test_a_port_that_is_taken_is_one_line():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        where = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = subprocess.run(
+            [sys.executable, "-c", TAKEN, where], capture_output=True, text=True, timeout=60
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"process 0 of 2 cannot join at {where}: ")
+
+
+TAKEN = """
+import sys
+from moejax.config import UserError
+from moejax.parallel import processes
+try:
+    processes.start(processes.place_of(sys.argv[1], 0, 2, {}))
+except UserError as error:
+    print(error)
+"""
