@@ -11,6 +11,7 @@ os.environ["XLA_FLAGS"] = (
 
 import jax
 import pytest
+from hostile import bomb, copied, mark, whole_model  # noqa: F401 (fixtures)
 
 CACHE = pathlib.Path(tempfile.gettempdir()) / f"moejax-test-cache-{os.getuid()}"
 

@@ -7,6 +7,7 @@ gives the same config, and hypothesis can hand in one of its own.
 
 import copy
 import dataclasses
+import functools
 import math
 import pathlib
 import random
@@ -46,7 +47,7 @@ EDGES = (
 )  # fmt: skip
 WRONG = (
     None, True, False, "", " ", "many", "1", "nan", "None", "\x1b[31mred", "a\nb", "größe \u202e",
-    "x" * 10_000, "../../etc", "no/such.py", "os.system", "this.Zen", [], [1], [None], [[]], {},
+    "x" * 10_000, "a\0b", "../../etc", "no/such.py", "os.system", "this.Zen", [], [1], [None], [[]], {},
     {"a": 1}, {"": {}}, {1: 2}, (1, 2), b"bytes", 3 + 4j, {3}, range(3),
 )  # fmt: skip
 ODD_NAMES = ("", "__class__", "__post_init__", "a b", "größe", "x" * 300, "\x1b[2J", "a\nb", "0")
@@ -82,11 +83,16 @@ def inner(kind: Any) -> Any:
     return kind
 
 
-def schema(router: Any = None) -> list[Field]:
+def schema(router: Any = None) -> tuple[Field, ...]:
     """The fields of a config, with the options of one router or, if it is none, of the default."""
     name = router if isinstance(router, str) and router in REGISTRY else "deepseek_v3"
-    options = list(fields_of(REGISTRY[name].Options, "router"))
-    return [*fields_of(RunConfig), *fields_of(MoEConfig, "moe"), *options]
+    return _schema(name)
+
+
+@functools.cache
+def _schema(router: str) -> tuple[Field, ...]:
+    options = fields_of(REGISTRY[router].Options, "router")
+    return (*fields_of(RunConfig), *fields_of(MoEConfig, "moe"), *options)
 
 
 def known_paths() -> set[str]:
@@ -161,7 +167,7 @@ def mutate(config: dict[str, Any], rng: random.Random, *, hostile: float, small:
     return config
 
 
-def _fields(config: dict[str, Any]) -> list[Field]:
+def _fields(config: dict[str, Any]) -> tuple[Field, ...]:
     router = config.get("router")
     return schema(router.get("name") if isinstance(router, dict) else None)
 
