@@ -135,7 +135,7 @@ def test_answers_and_solutions_are_right(cell, seed, index, split):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(low_cells, st.lists(seeds, min_size=3, max_size=3, unique=True))
 def test_no_held_out_instance_in_training(cell, some_seeds):
     """What any seed of the training streams gives is of no held-out stream, and the reverse."""

@@ -44,7 +44,7 @@ def test_bytes_and_byte_level_pairs_write_everything(template, bpe):
 def word_level(words, normalizer=None):
     vocabulary = {word: i for i, word in enumerate(["[UNK]", "[SEP]", *words])}
     tokenizer = hf.Tokenizer(hf.models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = hf.pre_tokenizers.Split(hf.Regex(r"(?s)."), behavior="isolated")
+    tokenizer.pre_tokenizer = hf.pre_tokenizers.Split(hf.Regex(r"[\s\S]"), behavior="isolated")
     tokenizer.decoder = hf.decoders.Fuse()
     if normalizer:
         tokenizer.normalizer = normalizer
