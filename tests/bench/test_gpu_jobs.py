@@ -50,11 +50,11 @@ def test_the_commands_are_ones_that_moejax_knows(tmp_path):
         assert "XLA_PYTHON_CLIENT_ALLOCATOR=cuda_async" in words
         assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0.95" in words
     for words in benches:
-        parsed = cli._parser().parse_args(words)
+        parsed = cli.parser_of_commands().parse_args(words)
         assert parsed.command == "bench" and parsed.format == "json"
     ablations = [words[words.index("ablate") :] for words in commands if "ablate" in words]
     for words in ablations:
-        parsed = cli._parser().parse_args(words)
+        parsed = cli.parser_of_commands().parse_args(words)
         assert parsed.command == "ablate" and (SCRIPT.parents[2] / parsed.config).is_file()
     assert len(ablations) == 2
 

@@ -21,7 +21,7 @@ ROUTERS = ("deepseek_v3", "switch", "expert_choice", "autonomy", "default_vector
 def run(*words, routers=None):
     """The record of ``moejax bench --suite=routers``."""
     words = ["bench", "--suite=routers", *words]
-    arguments = cli._parser().parse_args(words)
+    arguments = cli.parser_of_commands().parse_args(words)
     arguments.arguments, arguments.routers = words, routers
     return command.run(arguments)
 
