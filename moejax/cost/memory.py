@@ -138,7 +138,7 @@ def _held(c: ModelConfig, layout: Layout) -> float:
     maps into latents, routers, the projections of MTP modules; norms are whole everywhere.
     """
     routed, rest, parts = _sizes(c)
-    routed_layers, narrow = counts.routed_layers(c), 0
+    routed_layers, narrow, inner, outer = counts.routed_layers(c), 0, 0, 0
     norms = parts["norms"]
     if c.attention.kind == "mla":
         a = c.attention
@@ -148,10 +148,14 @@ def _held(c: ModelConfig, layout: Layout) -> float:
     if c.moe is not None and c.layers("moe"):
         narrow += parts["router"] // c.layers("moe") * routed_layers
         narrow += routed_layers * c.d_model * (2 * c.moe.latent_dim + c.moe.shared_gate)
+        if c.moe.expert_bias:  # of the first product, which fsdp does not cut, and of the second
+            inner = routed_layers * c.moe.num_experts * 2 * c.moe.d_expert
+            outer = routed_layers * c.moe.num_experts * (c.moe.latent_dim or c.d_model)
     narrow += c.mtp_depth * 2 * c.d_model**2
     both = layout.fsdp * layout.tensor
     wide = rest - narrow - norms
-    return routed / layout.expert / both + wide / both + narrow / layout.fsdp + norms
+    experts = (routed - inner - outer) / both + inner / layout.tensor + outer / layout.fsdp
+    return experts / layout.expert + wide / both + narrow / layout.fsdp + norms
 
 
 @functools.lru_cache(maxsize=64)

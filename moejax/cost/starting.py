@@ -46,7 +46,7 @@ def left_behind(folder: pathlib.Path) -> list[tuple[pathlib.Path, dict[str, Any]
     found = []
     with contextlib.suppress(OSError):
         for path in sorted(folder.glob(".starting-*")):
-            with contextlib.suppress(OSError, ValueError, TypeError):
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
                 record = json.loads(path.read_text())
                 if re.fullmatch(r"\.starting-\d+-\d+", path.name) and record["seconds"] >= 0:
                     found.append((path, record))
