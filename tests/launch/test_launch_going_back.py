@@ -12,7 +12,7 @@ from moejax.cost.bill import read
 @pytest.mark.slow
 def test_two_processes_go_back_to_a_step_together(tmp_path):
     config, workdir = write_config(tmp_path), tmp_path / "run"
-    words = (f"--config={config}", f"--workdir={workdir}")
+    words = (f"--config={config}", f"--workdir={workdir}", "--config.mesh.data=0")
     assert launch(*words).returncode == 0
     before = losses(workdir)
     again = launch(*words, "--resume-from=4")
@@ -30,7 +30,7 @@ def test_two_processes_go_back_from_a_bad_loss_together(tmp_path):
     both processes come to it."""
     config, workdir = write_config(tmp_path), tmp_path / "run"
     bad = ("optim.learning_rate=1e30", "optim.clip_norm=0.0", "optim.warmup_steps=0",
-           "checkpoint.every_steps=0", "guard.action=rewind")  # fmt: skip
+           "checkpoint.every_steps=0", "guard.action=rewind", "mesh.data=0")  # fmt: skip
     words = [f"--config={config}", f"--workdir={workdir}", *(f"--config.{b}" for b in bad)]
     done = launch(*words)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-3000:]
