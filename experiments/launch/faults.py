@@ -309,7 +309,7 @@ def peer(name: str) -> Outcome | None:
         command = [sys.executable, "-m", "moejax.cli", "launch", "--processes=2",
                    "--devices-per-process=2", "--", "train", f"--config={config}",
                    f"--workdir={place.workdir}", "--config.train.steps=100000",
-                   "--config.checkpoint.every_steps=50"]  # fmt: skip
+                   "--config.checkpoint.every_steps=50", "--config.mesh.data=0"]  # fmt: skip
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         while process.poll() is None and not (place.workdir / "checkpoints").exists():
             time.sleep(0.05)

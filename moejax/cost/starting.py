@@ -9,13 +9,13 @@ import contextlib
 import json
 import os
 import pathlib
-import re
 import socket
 import threading
 import time
 from typing import Any
 
 SECONDS = 0.5
+MOST_SECONDS = 24 * 3600.0  # no start takes a day
 LEDGER = "ledger.jsonl"
 
 _own: "_Beat | None" = None
@@ -46,9 +46,10 @@ def left_behind(folder: pathlib.Path) -> list[tuple[pathlib.Path, dict[str, Any]
     found = []
     with contextlib.suppress(OSError):
         for path in sorted(folder.glob(".starting-*")):
-            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
                 record = json.loads(path.read_text())
-                if re.fullmatch(r"\.starting-\d+-\d+", path.name) and record["seconds"] >= 0:
+                named = f".starting-{record['pid']:d}-{record['process_ticks']:d}" == path.name
+                if named and 0 <= record["seconds"] < MOST_SECONDS:
                     found.append((path, record))
     return found
 
