@@ -27,6 +27,8 @@ FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "mars
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.load",
                    "yaml.unsafe_load", "yaml.full_load", "marshal.loads", "pickle.loads",
                    "runpy.run_path", "runpy.run_module"}  # fmt: skip
+# PyTorch's own speed is measured beside ours, in a process of its own; no file is loaded with it.
+MAY_MEASURE = {"bench/peer_transformers.py": "imports torch"}
 # Where code is loaded by name or path: a config file of the user's, and a router of the user's.
 MAY_IMPORT = {"config.py", "moe/routers/registry.py"}
 
@@ -80,8 +82,9 @@ def test_no_module_can_run_what_it_reads():
     assert len(files) > 200
     for file in files:
         found = unsafe(ast.parse(file.read_text()))
-        if file.relative_to(PACKAGE).as_posix() in MAY_IMPORT:
-            found = [line for line in found if "importlib" not in line]
+        name = file.relative_to(PACKAGE).as_posix()
+        allowed = "importlib" if name in MAY_IMPORT else MAY_MEASURE.get(name)
+        found = [line for line in found if not (allowed and allowed in line)]
         assert not found, (file, found)
 
 

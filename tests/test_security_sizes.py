@@ -104,9 +104,9 @@ def reseal(folder: pathlib.Path, step: int, **content) -> None:
     manifest.seal(folder, kept | content)
 
 
-def abstract(shape, dtype=jnp.float32):
+def abstract(shape):
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return {"w": jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)}
+    return {"w": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)}
 
 
 @pytest.fixture(scope="module")
@@ -120,16 +120,15 @@ def saved(tmp_path_factory):
 
 
 @pytest.mark.parametrize("step", [1, 2])
-@pytest.mark.parametrize("shape, dtype", [((4,), "float32"), ((16,), "float32"), ((8,), "int32"),
-                                          ((8, 1), "float32")])  # fmt: skip
-def test_shapes_that_contradict_a_sealed_manifest(step, shape, dtype, saved, tmp_path):
+@pytest.mark.parametrize("shape", [(4,), (16,), (8, 1), (2**20,)])
+def test_shapes_that_contradict_a_sealed_manifest(step, shape, saved, tmp_path):
     """The manifest says what is wanted, the arrays are others: refused, and never padded or cut."""
     folder = pathlib.Path(shutil.copytree(saved, tmp_path / "checkpoints"))
-    leaves = [["w", dtype, "x".join(map(str, shape))]]
+    leaves = [["w", "float32", "x".join(map(str, shape))]]
     reseal(folder / str(step), step, leaves=leaves)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with Checkpointer(folder) as checkpoints, pytest.raises(CheckpointError) as caught:
-        checkpoints.restore(abstract(shape, dtype), step)
+        checkpoints.restore(abstract(shape), step)
     assert f"step {step}" in str(caught.value) and "\n" not in str(caught.value)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
 

@@ -47,8 +47,8 @@ EDGES = (
 )  # fmt: skip
 WRONG = (
     None, True, False, "", " ", "many", "1", "nan", "None", "\x1b[31mred", "a\nb", "größe \u202e",
-    "x" * 10_000, "a\0b", "../../etc", "no/such.py", "os.system", "this.Zen", [], [1], [None], [[]], {},
-    {"a": 1}, {"": {}}, {1: 2}, (1, 2), b"bytes", 3 + 4j, {3}, range(3),
+    "x" * 10_000, "a\0b", "../../etc", "no/such.py", "os.system", "this.Zen", [], [1], [None],
+    [[]], {}, {"a": 1}, {"": {}}, {1: 2}, (1, 2), b"bytes", 3 + 4j, {3}, range(3),
 )  # fmt: skip
 ODD_NAMES = ("", "__class__", "__post_init__", "a b", "größe", "x" * 300, "\x1b[2J", "a\nb", "0")
 

@@ -1,6 +1,7 @@
 """Text corpora of tensorflow-datasets, by name, read from ArrayRecord files without TensorFlow."""
 
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -63,6 +64,12 @@ def read_split(config: DataConfig, split: str) -> Iterator[dict[str, Any]]:
 
 
 def _builder(config: DataConfig) -> tfds.core.DatasetBuilder:
+    # A namespace is asked for over the network, and has loaders of its own.
+    config_lib.check(
+        re.match(r"\w+:[A-Za-z_]", config.name) is None, "data.name", config.name,
+        "is of a community's namespace, which moejax does not load; prepare it as files, and name "
+        "their folder",
+    )  # fmt: skip
     data_dir = str(pathlib.Path(config.path).expanduser()) if config.path else None
     try:
         return tfds.builder(config.name, data_dir=data_dir, file_format="array_record")
