@@ -1,0 +1,1 @@
+"""Reasoning by reinforcement and distillation: tasks, rewards, losses and their loops."""
