@@ -274,6 +274,15 @@ def test_zero_advantages_have_no_gradient():
     assert value == 0 and not np.any(gradient)
 
 
+def test_only_the_policy_has_a_gradient():
+    logp, *others, advantages, mask, entropy = draw()
+
+    def loss(others):
+        return policy_loss(CONFIGS["all"], logp, *others, advantages, mask, entropy=entropy)[0]
+
+    assert not any(np.any(gradient) for gradient in jax.jit(jax.grad(loss))(others))
+
+
 # ---- The k3 estimate.
 
 
