@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 from moejax.models.cache import Caches, make_masks
 from moejax.models.decoder import Carry, Stats, scanned
 from moejax.models.layers import RMSNorm, compute_dtype
+from moejax.models.log_probs import token_log_probs
 from moejax.models.loss import chunked_cross_entropy, chunked_cross_entropy_and_guess
 from moejax.models.model_config import ModelConfig
 from moejax.models.mtp import Ahead, AheadSums, PredictionModule, counted_segments, shift
@@ -46,6 +47,16 @@ class LossOutput:
     aux_loss: Float[Array, ""]
     router_stats: Stats
     mtp: AheadSums | None = None
+
+
+@struct.dataclass
+class LogProbsOutput:
+    """Log-probabilities of the targets and entropies, nats, and the routers' losses and sums."""
+
+    log_probs: Float[Array, "B S"]
+    entropy: Float[Array, "B S"]
+    aux_loss: Float[Array, ""]
+    router_stats: Stats
 
 
 class Transformer(nn.Module):
@@ -246,6 +257,27 @@ class Transformer(nn.Module):
             )
             sums = self._sums(ahead, guess)
         return LossOutput(nll, jnp.sum(weights), output.aux_loss, output.router_stats, sums)
+
+    def log_probs(
+        self,
+        tokens: Int[Array, "B S"],
+        targets: Int[Array, "B S"],
+        segment_ids: Int[Array, "B S"] | None = None,
+        positions: Int[Array, "B S"] | None = None,
+        train: bool = False,
+        temperature: float = 1.0,
+        vocab_size: int | None = None,
+    ) -> LogProbsOutput:
+        """Each target's log-probability, never building the logits; see ``token_log_probs``.
+
+        The chunks are ``model.loss_chunk`` positions of every row; ``train`` as in ``__call__``.
+        """
+        output = self.encode(tokens, segment_ids, positions, train=train)
+        chunk = self.config.loss_chunk
+        found = token_log_probs(
+            output.hidden, self._head(), targets, chunk, temperature, vocab_size
+        )
+        return LogProbsOutput(*found, output.aux_loss, output.router_stats)
 
     def _sums(self, ahead: Ahead, guess: Int[Array, "B S"]) -> AheadSums:
         """The modules' losses; ``guess`` is the main model's likeliest next token."""

@@ -1,1 +1,1 @@
-"""Reasoning by reinforcement: tasks with verifiable answers, rewards, losses, evaluation."""
+"""Reasoning by reinforcement and distillation: tasks with verifiable answers, rewards, losses."""
