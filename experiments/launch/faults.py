@@ -29,7 +29,7 @@ from typing import NamedTuple
 import tiny_run
 from kill_and_resume import same_bits
 
-STEPS, EVERY = 60, 10
+STEPS, EVERY = 300, 25
 PEERS = ("a killed peer", "a stalled peer")
 
 
@@ -58,6 +58,14 @@ class Place:
         arguments += [f"--config.train.steps={STEPS}", f"--config.checkpoint.every_steps={EVERY}"]
         return tiny_run.Process([*arguments, *more], {**self.cache, **environment})
 
+    def wait_for_a_checkpoint(self, process: tiny_run.Process) -> None:
+        """Waits for the first one that is sealed."""
+        while process.popen.poll() is None and not list(self.sealed()):
+            time.sleep(0.002)
+
+    def sealed(self) -> Iterator[pathlib.Path]:
+        return self.workdir.glob("checkpoints/*/manifest.json")
+
     def complete(self, *more: str) -> tuple[list[str], bool]:
         """Trains to the end; its lines, and whether the parameters are those of the whole run."""
         process = self.start(*more)
@@ -82,10 +90,11 @@ class Place:
 
 
 def line_with(lines: list[str], *words: str) -> str:
-    """The first line that has one of the words, or the last one, marked."""
-    for line in lines:
-        if any(word in line for word in words):
-            return line.strip()
+    """The first line that has the first of the words that any has, or the last one, marked."""
+    for word in words:
+        for line in lines:
+            if word in line:
+                return line.strip()
     return f"(nothing; last: {lines[-1] if lines else ''})"
 
 
@@ -107,14 +116,14 @@ def full_disk(place: Place) -> Outcome:
     """Full after the first checkpoint, and roomy again for the next process."""
     with small_disk(place.workdir, "40m"):
         process = place.start()
-        process.wait_for(lambda line: line.startswith(f"step {EVERY + 3}/"))
+        place.wait_for_a_checkpoint(process)
         begun = time.monotonic()
         fill(place.workdir)
         status = process.end()
         seconds = time.monotonic() - begun
         goes_on = any(line.startswith(f"step {STEPS}/") for line in process.lines)
         (place.workdir / "filler").unlink()
-        good = sorted(p.parent.name for p in place.workdir.glob("checkpoints/*/manifest.json"))
+        good = list(place.sealed())
         _, same = place.complete()
         said = line_with(process.lines, "was not saved", "cannot be written")
         ok = status == 1 and goes_on and same and len(good) > 0
@@ -132,7 +141,7 @@ def read_only(place: Place) -> Outcome:
     """Read-only after the first checkpoint; files that are open already can still be written."""
     place.workdir.mkdir()
     process = place.start()
-    process.wait_for(lambda line: line.startswith(f"step {EVERY + 3}/"))
+    place.wait_for_a_checkpoint(process)
     begun = time.monotonic()
     # A second mount of the folder over itself: the first has open files, and would stay writable.
     subprocess.run(["mount", "--bind", place.workdir, place.workdir], check=True)
@@ -194,7 +203,10 @@ def sigterm(wait: Callable[[Place, tiny_run.Process], None], **environment: str)
         seconds = time.monotonic() - begun
         _, same = place.complete()
         said = line_with(process.lines, "SIGTERM")
-        return Outcome(said, place.redone(), seconds, status == 1 and same)
+        importing = status == -signal.SIGTERM and not process.lines
+        if importing:  # Python's own modules: the system ends the process, as nothing has begun
+            said = "(nothing: it had not begun)"
+        return Outcome(said, place.redone(), seconds, (status == 1 or importing) and same)
 
     return fault
 

@@ -412,6 +412,8 @@ def _reason(error: Exception) -> str:
     """An exception as part of one line."""
     if "No space left on device" in str(error):
         return "no space left on the device; free some"
+    if "Read-only file system" in str(error):
+        return "its file system is read-only; mount it for writing"
     first = (str(error).strip().splitlines() or [""])[0][:300]
     return f"{type(error).__name__}: {first}"
 

@@ -166,12 +166,15 @@ def gather(axes, shape, count=3, kind="all-gather"):
 
 
 def test_an_expert_axis_that_replicates():
-    found = [gather(("fsdp",), (64, 4, 16)), gather(("expert",), (8, 64, 2, 32), 6)]
+    found = [gather(("fsdp",), (64, 4, 16)), gather(("expert",), (8, 64, 2, 32), 60)]
     assert gathered_parameter(found[0], facts()) == QUERY
     assert gathered_parameter(found[1], facts()) == EXPERTS
     (line,) = axis_warnings(found, facts())
-    assert "gathered over mesh.expert = 4: 6 times and 786 kB a step" in line
+    assert "gathered over mesh.expert = 4: 60 times and 7.86 MB a step" in line
     assert "moe.exchange='auto'" in line
+    # A gather over an axis that cuts no parameter is of something else, and a small one no matter.
+    assert gathered_parameter(gather(("data", "expert"), (8, 64, 2, 32)), facts()) is None
+    assert axis_warnings([gather(("expert",), (8, 64, 2, 32), 6)], facts()) == []
     # Where tokens travel, only fsdp gathers them: each device its own two experts.
     assert axis_warnings([gather(("fsdp",), (2, 64, 2, 32))], facts()) == []
 
