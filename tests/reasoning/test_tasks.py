@@ -35,9 +35,10 @@ def exact(expression):
 def solved_equation(equation):
     """x by two evaluations of left - right, which is linear in x."""
     left, right = (
-        re.sub(r"([0-9)])(?=[x(])", r"\1*", side) for side in equation.split("=", maxsplit=1)
+        re.sub(r"([0-9]+)", r"Fraction(\1)", re.sub(r"([0-9)])(?=[x(])", r"\1*", side))
+        for side in equation.split("=", maxsplit=1)
     )
-    at = lambda x: eval(f"({left})-({right})", {"x": Fraction(x)})
+    at = lambda x: eval(f"({left})-({right})", {"x": Fraction(x), "Fraction": Fraction})
     return -at(0) / (at(1) - at(0))
 
 
