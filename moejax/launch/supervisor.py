@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -30,6 +31,8 @@ FAREWELL_SECONDS = 20.0  # for the others, where one ended by itself
 # What survivors are ended by once a peer has gone: seldom the cause.
 CONSEQUENCES = (-signal.SIGABRT, 128 + signal.SIGABRT, 1)
 USER_ERROR = 2
+# Gloo tells that peers have met, in pieces that other threads' lines may part.
+_GREETING = re.compile(r"\[Gloo\] Rank|\d* ?is connected to \d+ peer ranks")
 
 
 @dataclasses.dataclass
@@ -131,7 +134,7 @@ class Supervisor:
 
     def _read(self, number: int, process: subprocess.Popen) -> None:
         for line in process.stderr:
-            if line.startswith("[Gloo] Rank"):  # it greets its peers
+            if _GREETING.match(line):
                 continue
             self._write(f"[{number}] {line.rstrip()}\n")
 

@@ -123,11 +123,11 @@ class InputWait:
         return wait / (wait + train) if wait + train > 0 else None
 
     def line(self, seconds: Mapping[str, float]) -> str:
-        """For people, with a warning from 1 % on; empty before two steps."""
+        """For people, with a warning from 1 % and a second on; empty before two steps."""
         share = self.share(seconds)
         if share is None:
             return ""
         line = f"input       waited for in {share:.2%} of the steps' time"
-        if share > WAIT_WITHOUT_WARNING:
+        if share > WAIT_WITHOUT_WARNING and seconds["data_wait"] > 1:
             line += "; warning: above 1 %: raise data.prefetch, or tokenise first (moejax tokenize)"
         return line

@@ -36,7 +36,12 @@ def _run(options: argparse.Namespace, show: Callable[[dict[str, Any], str], None
 
     heartbeat.begin()
     place = processes.place_of(options.coordinator, options.process_id, options.processes)
-    processes.start(place)
+    try:
+        processes.start(place)
+    except UserError as error:
+        _say(place.index, str(error), None)
+        sys.stderr.flush()
+        os._exit(2)  # jax's half-begun client may crash as the interpreter ends
     if place.count == 1:
         return _train(options, show)
     try:

@@ -100,16 +100,17 @@ def test_while_it_compiles_it_ends_at_once_with_its_ledger_closed(
     config, whole, tmp_path, monkeypatch
 ):
     """Nothing can stop a compiler, so nobody waits for it."""
-    done = threading.Event()
+    done, first = threading.Event(), threading.Lock()
 
     class Slow:
         def compile(self):
+            if first.acquire(blocking=False):
+                ask(after=0.2)
             done.wait(60)
 
     slow = lambda setup: programs.Lowered(Slow(), Slow(), Slow(), None)
     with monkeypatch.context() as patch:
         patch.setattr(programs, "lower", slow)
-        ask(after=0.5)
         begun = time.monotonic()
         try:
             with pytest.raises(Interrupted, match="SIGTERM: before its first step"):

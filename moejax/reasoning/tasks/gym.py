@@ -23,7 +23,7 @@ def _package() -> Any:
     except Exception as error:  # not installed, or one of its many dependencies is not
         raise UserError(
             f"tasks named {PREFIX}NAME need the package reasoning-gym ({type(error).__name__}: "
-            f"{str(error)[:120]}); pip install 'moejax[reasoning]'"
+            f"{str(error)[:120]}); pip install reasoning-gym (needs a C compiler)"
         ) from error
     return reasoning_gym
 
