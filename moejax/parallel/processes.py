@@ -232,6 +232,8 @@ def start(place: Place) -> None:
         f"process {place.index} of {place.count} waited {START_SECONDS} s at {where}, and not all "
         f"of them came; start all {place.count}, with the same coordinator"
     )
+    if place.index == 0 and "coordinator_address" in place.arguments:
+        _check_port(place, where)
     with _deadline(START_SECONDS, told):
         try:
             jax.distributed.initialize(
@@ -245,6 +247,20 @@ def start(place: Place) -> None:
             raise UserError(
                 f"process {place.index} of {place.count} cannot join at {where}: {first}"
             ) from error
+
+
+def _check_port(place: Place, where: str) -> None:
+    """Raises UserError where process 0 cannot listen: jax's own try may crash in C++."""
+    port = int(where.rpartition(":")[2])
+    try:
+        with socket.socket() as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(("", port))
+    except OSError as error:
+        raise UserError(
+            f"process 0 of {place.count} cannot join at {where}: port {port} cannot be opened "
+            f"({error.strerror or error}); give another"
+        ) from None
 
 
 @contextlib.contextmanager

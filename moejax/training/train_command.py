@@ -40,7 +40,7 @@ def _run(options: argparse.Namespace, show: Callable[[dict[str, Any], str], None
         processes.start(place)
     except UserError as error:
         _say(place.index, str(error), None)
-        sys.stderr.flush()
+        starting.end()
         os._exit(2)  # jax's half-begun client may crash as the interpreter ends
     if place.count == 1:
         return _train(options, show)
