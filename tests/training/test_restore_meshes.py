@@ -70,4 +70,5 @@ def test_saved_on_expert_4_x_data_2(saved, onto):
         assert leaf.sharding == shape.sharding, path
         assert np.asarray(leaf).tobytes() == value.tobytes(), path
         cut += leaf.sharding.shard_shape(leaf.shape) != leaf.shape
-    assert (cut > 10) == (onto != "1")
+    # Of the mesh that it was saved on, experts and their two moments only.
+    assert (cut >= 12) == (onto != "1")
