@@ -147,6 +147,7 @@ FOUND = {
     "more digits than Python prints": ("train.steps", 10**5000),
     "an integer that no array holds": ("mesh.data", 2**70),
     "more steps than a schedule counts": ("train.steps", 2**40),
+    "rows without end": ("train.seq_len", 2**31 - 1),
     "layers without end": ("model.num_layers", 10**9),
     "MTP modules without end": ("model.mtp_depth", 10**6),
     "a utilisation that makes hours infinite": ("cost.mfu", 5e-324),

@@ -74,6 +74,9 @@ def fields_of(cls: type, path: str = "") -> Iterator[Field]:
         yield Field(where, kind)
         if dataclasses.is_dataclass(kind):
             yield from fields_of(kind, where)
+        part = typing.get_args(kind)[:1] if typing.get_origin(kind) is tuple else ()
+        if part and dataclasses.is_dataclass(part[0]):  # the first block of a list of them
+            yield from fields_of(part[0], f"{where}.0")
 
 
 def inner(kind: Any) -> Any:
@@ -98,7 +101,7 @@ def _schema(router: str) -> tuple[Field, ...]:
 def known_paths() -> set[str]:
     """Every dotted path that an error may name: blocks, and fields of all routers."""
     paths = {field.path for name in REGISTRY for field in schema(name)}
-    return paths | {"moe", "router", "config"}
+    return {path.replace(".0", "") for path in paths} | {"moe", "router", "config"}
 
 
 def real_config(rng: random.Random) -> dict[str, Any]:
@@ -184,9 +187,12 @@ def _set(config: dict[str, Any], path: str, value: Any) -> None:
     """Sets a field; where a block on the way is none any more, nothing is set."""
     *blocks, last = path.split(".")
     target: Any = config
-    for block in blocks:
-        target = target.setdefault(block, {})
-        if not isinstance(target, dict):
+    for block, below in zip(blocks, [*blocks[1:], last], strict=True):
+        if block == "0":
+            target = target[0] if isinstance(target, list) and target else None
+        else:
+            target = target.setdefault(block, [{}] if below == "0" else {})
+        if below != "0" and not isinstance(target, dict):
             return
     target[last] = value
 
@@ -213,7 +219,7 @@ def _structure(config: dict[str, Any], rng: random.Random, small: bool) -> None:
     elif what == "misspelt":
         _set(config, field.path[:-1] or "x", 1)
     elif what == "missing":
-        target = config.get(above, {}) if above else config
+        target = config.get(above) if above else config
         if isinstance(target, dict):
             target.pop(field.path.rpartition(".")[2], None)
     elif what == "block missing":

@@ -96,7 +96,8 @@ def make_plan(lengths: Int[np.ndarray, " documents"], seq_len: int) -> Plan:
     Rows follow the corpus: they are ordered by their earliest piece.
     """
     starts, sizes = cut(lengths, seq_len)
-    bins = best_fit_decreasing(sizes, seq_len)
+    # A row that all of the text fits in need not be longer: every bit of a row's room is tried.
+    bins = best_fit_decreasing(sizes, min(seq_len, int(sizes.sum())))
     # Pieces come in corpus order, so the first piece of a bin is its earliest.
     _, first, inverse = np.unique(bins, return_index=True, return_inverse=True)
     rank = np.empty(len(first), np.int64)
