@@ -232,8 +232,8 @@ def start(place: Place) -> None:
         f"process {place.index} of {place.count} waited {START_SECONDS} s at {where}, and not all "
         f"of them came; start all {place.count}, with the same coordinator"
     )
-    if place.index == 0 and "coordinator_address" in place.arguments:
-        _check_port(place, where)
+    if place.found == "flags" and place.index == 0:
+        _check_free(place.arguments["coordinator_address"])
     with _deadline(START_SECONDS, told):
         try:
             jax.distributed.initialize(
@@ -249,17 +249,21 @@ def start(place: Place) -> None:
             ) from error
 
 
-def _check_port(place: Place, where: str) -> None:
-    """Raises UserError where process 0 cannot listen: jax's own try may crash in C++."""
-    port = int(where.rpartition(":")[2])
+def _check_free(coordinator: str) -> None:
+    """Raises UserError where somebody listens at the coordinator's port already.
+
+    jax would listen beside them, and its processes would wait for an answer from the wrong one; or
+    crash in C++.
+    """
+    port = int(coordinator.rpartition(":")[2])
     try:
-        with socket.socket() as tried:
-            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            tried.bind(("", port))
+        with socket.socket() as wanted:
+            wanted.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            wanted.bind(("", port))
     except OSError as error:
         raise UserError(
-            f"process 0 of {place.count} cannot join at {where}: port {port} cannot be opened "
-            f"({error.strerror or error}); give another"
+            f"--coordinator = {coordinator!r}: process 0 cannot listen at port {port} "
+            f"({error.strerror}); choose another port"
         ) from None
 
 
@@ -292,7 +296,7 @@ def _keep_standard_output() -> None:
         sys.stdout = os.fdopen(own, "w", buffering=1, encoding="utf-8", closefd=True)
 
 
-def leave(status: int) -> int:
+def leave(status: int, failed: bool) -> int:
     """Ends this process's part in a job; returns the exit status.
 
     A process that is done waits for the others. One that failed waits a few seconds: where all of
@@ -308,7 +312,7 @@ def leave(status: int) -> int:
         ended.set()
 
     threading.Thread(target=shut_down, name="shutdown", daemon=True).start()
-    if not ended.wait(SHUTDOWN_SECONDS if status == 0 else LEAVE_SECONDS):
+    if not ended.wait(LEAVE_SECONDS if failed else SHUTDOWN_SECONDS):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status or 1)

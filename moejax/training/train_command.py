@@ -10,6 +10,9 @@ from typing import Any
 from moejax.config import UserError, visible
 from moejax.cost import starting
 
+# Environment: a process's number under SLURM, Open MPI and in Kubernetes' indexed Jobs.
+RANKS = ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "JOB_COMPLETION_INDEX")
+
 
 def run(options: argparse.Namespace, show: Callable[[dict[str, Any], str], None]) -> int:
     """Trains; returns 0, 1 for a run that failed or was interrupted, 2 for a user's mistake.
@@ -22,12 +25,19 @@ def run(options: argparse.Namespace, show: Callable[[dict[str, Any], str], None]
     Raises:
       UserError: with one process; with several it is said here.
     """
-    if not options.process_id:  # the ledger is process 0's
+    if _is_first(options.process_id):  # the ledger is process 0's
         starting.begin(options.workdir)
     try:
         return _run(options, show)
     finally:
         starting.end()
+
+
+def _is_first(process_id: int | None) -> bool:
+    """Whether this may be process 0 of a job, before jax is there to tell."""
+    if process_id is not None:
+        return process_id == 0
+    return all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 
 def _run(options: argparse.Namespace, show: Callable[[dict[str, Any], str], None]) -> int:
@@ -43,19 +53,23 @@ def _run(options: argparse.Namespace, show: Callable[[dict[str, Any], str], None
         starting.end()
         os._exit(2)  # jax's half-begun client may crash as the interpreter ends
     if place.count == 1:
-        return _train(options, show)
+        return _train(options, show)[0]
+    failed = True  # its peers must not wait for it then
     try:
-        status = _train(options, show)
+        status, failed = _train(options, show)
     except UserError as error:
         status = 2
         _say(place.index, str(error), error)
-    except Exception:  # its peers must not wait for it
+    except Exception:
         traceback.print_exc()
         status = 1
-    return processes.leave(status)
+    return processes.leave(status, failed)
 
 
-def _train(options: argparse.Namespace, show: Callable[[dict[str, Any], str], None]) -> int:
+def _train(
+    options: argparse.Namespace, show: Callable[[dict[str, Any], str], None]
+) -> tuple[int, bool]:
+    """The exit status, and whether the run failed."""
     from moejax.analysis.curves import loss_over_dollars
     from moejax.parallel import together
     from moejax.training import programs, report, run_config
@@ -69,14 +83,14 @@ def _train(options: argparse.Namespace, show: Callable[[dict[str, Any], str], No
         _say(together.index(), f"the run failed: {error}", error.__cause__)
         if isinstance(error, InterruptedAtOnce) and programs.compiling():
             os._exit(1)  # the interpreter would wait for the compiler
-        return 1
+        return 1, True
     if together.index() == 0:
         try:
             loss_over_dollars(options.workdir)
         except OSError as error:
             print(f"warning: the figure of the loss cannot be written: {error}", file=sys.stderr)
         show(summary, report.format_summary(summary, options.workdir))
-    return 1 if summary["status"] == "interrupted" else 0
+    return (1 if summary["status"] == "interrupted" else 0), False
 
 
 def _say(index: int, text: str, error: BaseException | None) -> None:

@@ -138,7 +138,8 @@ def test_a_port_that_is_taken_is_one_line():
             [sys.executable, "-c", TAKEN, where], capture_output=True, text=True, timeout=60
         )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"process 0 of 2 cannot join at {where}: ")
+    assert done.stdout.startswith(f"--coordinator = '{where}': process 0 cannot listen at port")
+    assert "choose another port" in done.stdout
 
 
 TAKEN = """
