@@ -8,6 +8,7 @@ gives the same config, and hypothesis can hand in one of its own.
 import copy
 import dataclasses
 import functools
+import itertools
 import math
 import pathlib
 import random
@@ -187,7 +188,7 @@ def _set(config: dict[str, Any], path: str, value: Any) -> None:
     """Sets a field; where a block on the way is none any more, nothing is set."""
     *blocks, last = path.split(".")
     target: Any = config
-    for block, below in zip(blocks, [*blocks[1:], last], strict=True):
+    for block, below in itertools.pairwise([*blocks, last]):
         if block == "0":
             target = target[0] if isinstance(target, list) and target else None
         else:
