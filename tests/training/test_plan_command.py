@@ -72,7 +72,7 @@ def test_renting_at_an_owners_rate_is_owning(capsys):
         (["--hardware=h20"], "no rate is known for h20"),
         (["--price-kind=sopt"], "did you mean 'spot'"),
         (["--price-kind=spot", "--price=2"], "has no use beside cost.price"),
-        (["--price-book=none.yaml"], "none.yaml': cannot be read"),
+        (["--price-book=none.yaml"], "'none.yaml': cannot be read"),
     ],
 )
 def test_rates_that_cannot_be_had_are_one_line(flags, reason, capsys):
