@@ -51,7 +51,7 @@ WRONG = (
     "x" * 10_000, "a\0b", "../../etc", "no/such.py", "os.system", "this.Zen", [], [1], [None],
     [[]], {}, {"a": 1}, {"": {}}, {1: 2}, (1, 2), b"bytes", 3 + 4j, {3}, range(3),
 )  # fmt: skip
-ODD_NAMES = ("", "__class__", "__post_init__", "a b", "größe", "x" * 300, "\x1b[2J", "a\nb", "0")
+ODD_NAMES = ("", "__class__", "__post_init__", "a b", "größe", "x" * 300, "\x1b[2J", "a\nb", "1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +195,8 @@ def _set(config: dict[str, Any], path: str, value: Any) -> None:
             target = target.setdefault(block, [{}] if below == "0" else {})
         if below != "0" and not isinstance(target, dict):
             return
-    target[last] = value
+    if isinstance(target, dict):
+        target[last] = value
 
 
 def _other_value(config: dict[str, Any], rng: random.Random, small: bool) -> None:

@@ -177,9 +177,9 @@ class Supervisor:
         deadline = time.monotonic() + (FAREWELL_SECONDS if by_itself else SETTLE_SECONDS)
         while time.monotonic() < deadline and None in [c.status() for c in self.children]:
             time.sleep(POLL_SECONDS)
+        codes = [child.status() for child in self.children]
+        failed = [child for child in self.children if child.status() not in (None, 0)]
         self.kill()
-        codes = [child.process.returncode for child in self.children]
-        failed = [child for child in self.children if child.process.returncode != 0]
         ended_alike = by_itself and all(code in (0, first[0].process.returncode) for code in codes)
         if ended_alike:  # they have said themselves what it was
             return Outcome(first[0].process.returncode)

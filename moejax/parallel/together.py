@@ -40,6 +40,7 @@ def exchange(told: Any) -> list[Any]:
     if count() == 1:
         return [told]
     data = np.frombuffer(json.dumps(told).encode(), np.uint8)
+    _wait_for_devices()
     sizes = multihost_utils.process_allgather(np.int32(len(data))).ravel()
     # Few different shapes, so that few programs are compiled.
     width = 1 << max(10, int(sizes.max() - 1).bit_length())
@@ -115,18 +116,16 @@ def _difference(number: int, first: dict[str, Any], other: dict[str, Any]) -> st
 class StopVote:
     """Whether to stop, decided by all processes after the same step.
 
-    A signal may reach one process only, and budgets are read on process 0's clock. Each process
-    posts what it has against going on, in a tiny reduction that is dispatched behind the step in
-    flight and read a step later, so nobody waits for it. Posts are about ``SECONDS`` apart, by the
-    slowest process's steps, since gloo takes a millisecond or more for each.
+    A signal may reach one process only, and budgets are read on process 0's clock. Votes are about
+    ``SECONDS`` apart, by the slowest process's steps: each waits for the step in flight, and gloo
+    takes some milliseconds.
     """
 
     SECONDS = 0.5
     BUDGET = 1000  # above every signal's number
 
     def __init__(self) -> None:
-        self._calls = self._read_at = self._post_at = 0
-        self._posted: Array | None = None
+        self._calls = self._voted_at = self._vote_at = 0
         self._since = time.monotonic()
         self._why: tuple[str, str] | None = None
         if count() > 1:
@@ -150,26 +149,27 @@ class StopVote:
         if own is not None:
             self._why = own
         self._calls += 1
-        if self._posted is not None:
-            code, micros = (int(n) for n in np.asarray(self._posted.addressable_data(0)))
-            self._posted = None
-            if code:
-                return self._decision(code)
-            wait = int(self.SECONDS * 1e6 / max(micros, 1))
-            self._post_at = self._calls + min(max(wait - 1, 0), 10_000)
-        if self._calls >= self._post_at:
-            self._post()
+        if self._calls < self._vote_at:
+            return None
+        code, micros = self._vote()
+        if code:
+            return self._decision(code)
+        # As many steps as the slowest process does in the time between votes.
+        self._vote_at = self._calls + min(max(int(self.SECONDS * 1e6 / max(micros, 1)), 1), 10_000)
         return None
 
-    def _post(self) -> None:
-        now, passed = time.monotonic(), self._calls - self._read_at
+    def _vote(self) -> tuple[int, int]:
+        """The largest code of all processes, and microseconds of a step of the slowest."""
+        now, passed = time.monotonic(), self._calls - self._voted_at
         micros = min((now - self._since) / passed, 1000.0) * 1e6
-        self._since, self._read_at = now, self._calls
+        self._since, self._voted_at = now, self._calls
         own = np.array([[self._code(), micros]]).astype(np.int32)
+        _wait_for_devices()
         shape: tuple[int, int] = (count(), 2)
         votes: Int[Array, "P 2"] = jax.make_array_from_process_local_data(self._rows, own, shape)
         with jax.set_mesh(self._mesh):
-            self._posted = self._most(votes)
+            most = np.asarray(self._most(votes).addressable_data(0))
+        return int(most[0]), int(most[1])
 
     def _code(self) -> int:
         if self._why is None:
@@ -185,3 +185,13 @@ class StopVote:
             return self._why
         name = "" if status == "budget" else signal.Signals(code).name
         return status, f"{name} at another process" if name else "the budget is spent"
+
+
+def _wait_for_devices() -> None:
+    """Waits until no program is in flight here.
+
+    XLA:CPU runs programs with one device a process as they come, a step's collectives beside those
+    of a vote. Where they are of the same devices, gloo has one connection for both, and processes
+    that take them in different orders read one another's data.
+    """
+    jax.block_until_ready(jax.live_arrays())

@@ -60,8 +60,11 @@ def _run(options: argparse.Namespace, show: Callable[[dict[str, Any], str], None
     except UserError as error:
         status = 2
         _say(place.index, str(error), error)
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        if "Gloo" in str(error):  # it is seldom more than a peer that has gone
+            _say(place.index, f"lost a peer: {str(error).splitlines()[0]}", None)
+        else:
+            traceback.print_exc()
         status = 1
     return processes.leave(status, failed)
 

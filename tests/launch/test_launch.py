@@ -144,7 +144,7 @@ def test_a_peer_that_dies_or_stands_still_takes_the_job_down(fault, number, conf
 @pytest.mark.parametrize("whom", ["launcher", "process 1"])
 def test_sigterm_saves_and_the_same_command_goes_on(whom, config, tmp_path):
     workdir = tmp_path / "run"
-    line = words(config, workdir, "train.steps=400", "checkpoint.every_steps=0")
+    line = words(config, workdir, "train.steps=200", "checkpoint.every_steps=0")
     with started(*line) as process:
         wait_for_steps(process, workdir, 5)
         target = process if whom == "launcher" else children(process)[1]
@@ -154,11 +154,11 @@ def test_sigterm_saves_and_the_same_command_goes_on(whom, config, tmp_path):
     at = "SIGTERM at another process" if whom == "process 1" else "SIGTERM"
     assert f"[0] {at}: stopping after step" in said
     stopped = summary(workdir)
-    assert stopped["status"] == "interrupted" and 5 <= stopped["step"] < 400
+    assert stopped["status"] == "interrupted" and 5 <= stopped["step"] < 200
     done = launch(*line)
     assert done.returncode == 0, done.stderr
-    assert f"resuming at step {stopped['step']} of 400" in done.stderr
-    assert [row["step"] for row in read_metrics(workdir) if "loss" in row] == list(range(1, 401))
+    assert f"resuming at step {stopped['step']} of 200" in done.stderr
+    assert [row["step"] for row in read_metrics(workdir) if "loss" in row] == list(range(1, 201))
     assert read(workdir)["status"] == "completed"
 
 

@@ -116,6 +116,10 @@ def test_a_flipped_bit_is_refused_by_both(told):
     assert "differs from its SHA-256 in the manifest" in told[0]["damaged"]
 
 
+def test_votes_keep_apart_from_the_collectives_of_steps(told):
+    assert [answers["busy"] for answers in told] == [1.0, 1.0]
+
+
 def test_agreement_is_cheap(told):
     # Milliseconds: 4 to 5 were measured, on two cores that others used too.
     assert all(answers["cost"]["vote_ms"] < 100 for answers in told)

@@ -75,12 +75,28 @@ def vote(mine: tuple[str, str] | None, others: int) -> list:
     return [asked, found]
 
 
+def busy() -> float:
+    """Votes and exchanges beside steps in flight, whose reductions are of the same devices."""
+    mesh = make_mesh(MeshConfig(data=2, tensor=2))
+    where = NamedSharding(mesh, PartitionSpec("data"))
+    step = jax.jit(lambda x: x - x.mean(axis=0, keepdims=True) + 1, out_shardings=where)
+    x = jax.device_put(np.arange(4096, dtype=np.float32).reshape(2, 2048), where)
+    votes = together.StopVote()
+    for i in range(200):
+        x = step(x)
+        votes._vote_at = 0  # vote every time
+        votes.ask(None)
+        if i % 50 == 0:
+            together.exchange({"step": i})
+    return float(multihost_utils.process_allgather(x, tiled=True).mean())
+
+
 def cost() -> dict[str, float]:
     """Milliseconds of a vote that is read a step later, and of an exchange."""
     votes = together.StopVote()
     began = time.perf_counter()
     for _ in range(100):
-        votes._post_at = 0  # post every time
+        votes._vote_at = 0  # vote every time
         votes.ask(None)
     each = (time.perf_counter() - began) * 10
     began = time.perf_counter()
@@ -117,6 +133,7 @@ def main() -> None:
         },
         "signal": vote(("interrupted", "SIGTERM"), 1),
         "budget": vote(("budget", "budget.max_flops is spent"), 0),
+        "busy": busy(),
         "cost": cost(),
     }  # fmt: skip
     mesh = make_mesh(MeshConfig(data=2, fsdp=1, tensor=2))
