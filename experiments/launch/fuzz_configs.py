@@ -151,9 +151,7 @@ class Fuzzer:
         _expect(status == 0, f"exit status {status}: {err}")
         check_plan(json.loads(out, parse_constant=_not_finite))
         found = run_config.load(str(file), [])
-        if found.data.source == "stdlib":
-            data = dataclasses.replace(found.data, source="text", path=str(self.corpus))
-            found = dataclasses.replace(found, data=data)
+        found = dataclasses.replace(found, data=self._small(found.data))
         try:
             with contextlib.redirect_stderr(io.StringIO()):
                 setup = prepare(found)
@@ -161,6 +159,16 @@ class Fuzzer:
         except UserError as error:  # a valid plan, for devices or a text that are not here
             self._field_of(f"moejax train: {error}\n", config)
         return VALID
+
+    def _small(self, data: Any) -> Any:
+        """The block ``data`` with a small text in place of the built-in corpus."""
+        small = lambda source: (
+            dataclasses.replace(source, source="text", path=str(self.corpus))
+            if source.source == "stdlib" else source
+        )  # fmt: skip
+        if data.mixture:
+            return dataclasses.replace(data, mixture=tuple(map(small, data.mixture)))
+        return small(data)
 
     def _trace(self, file: pathlib.Path, config: dict[str, Any]) -> str:
         import jax
@@ -246,8 +254,16 @@ def _shortened(config: dict[str, Any], corpus: str) -> dict[str, Any]:
     train, data = config.get("train"), config.get("data")
     if isinstance(train, dict) and isinstance(train.get("steps"), int) and train["steps"] > 2:
         train["steps"] = 2
-    if isinstance(data, dict) and data.get("source", "stdlib") == "stdlib":
-        data |= {"source": "text", "path": corpus}
+    if not isinstance(data, dict):
+        return config
+    mixture = data.get("mixture")
+    sources = mixture if isinstance(mixture, list) and mixture else [data]
+    for source in sources:
+        if isinstance(source, dict) and source.get("source", "stdlib") == "stdlib":
+            source |= {"source": "text", "path": corpus}
+    if sources is mixture:  # the sources stand in it, and nowhere else
+        for name in ("source", "path", "name", "text_field", "download"):
+            data.pop(name, None)
     return config
 
 

@@ -103,7 +103,9 @@ def train_iterator(
     # Only row numbers are shuffled and batched; a process then reads its own rows.
     batches = (
         _order(rows, seed)
-        .batch(batch_size)
+        # There is no remainder. Told to keep one, grain rounds the length up, beyond what Python
+        # can count where a batch is one row.
+        .batch(batch_size, drop_remainder=True)
         .map(lambda numbers: _stack([rows[int(number)] for number in numbers[own]]))
     )
     options = grain.ReadOptions(num_threads=min(prefetch, 4), prefetch_buffer_size=prefetch)

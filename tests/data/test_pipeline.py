@@ -55,6 +55,12 @@ def test_every_row_once_an_epoch_in_a_new_order_each(rows):
     assert _take(rows, 1, batch_size=11, seed=6)[0]["targets"][:, 0].tolist() != epochs[0].tolist()
 
 
+def test_a_batch_of_one_row(rows):
+    """Its endless order has one batch for each number that Python can count, and no more."""
+    order = [int(batch["targets"][0, 0]) // 3 for batch in _take(rows, ROWS, batch_size=1, seed=5)]
+    assert sorted(order) == list(range(ROWS))
+
+
 @pytest.mark.parametrize("taken", [[0, 1], [2, 3], [0, 2], [3]])
 def test_a_process_reads_the_rows_that_it_takes(rows, taken):
     whole = _take(rows, 5, batch_size=4, seed=1, start=2)
