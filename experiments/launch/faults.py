@@ -98,6 +98,16 @@ def line_with(lines: list[str], *words: str) -> str:
     return f"(nothing; last: {lines[-1] if lines else ''})"
 
 
+def all_of(process: tiny_run.Process, **facts: bool) -> bool:
+    """Whether all is as it should be, and no traceback was shown; what is not goes to standard
+    error, with the last lines of the process."""
+    facts["one_line"] = not any("Traceback" in line for line in process.lines)
+    wrong = [name for name, fact in facts.items() if not fact]
+    if wrong:
+        print(f"not so: {', '.join(wrong)}", *process.lines[-60:], sep="\n  ", file=sys.stderr)
+    return not wrong
+
+
 @contextlib.contextmanager
 def small_disk(path: pathlib.Path, size: str) -> Iterator[None]:
     """A file system in memory, of a size."""
@@ -126,8 +136,7 @@ def full_disk(place: Place) -> Outcome:
         good = list(place.sealed())
         _, same = place.complete()
         said = line_with(process.lines, "was not saved", "cannot be written")
-        ok = status == 1 and goes_on and same and len(good) > 0
-        ok = ok and not any("Traceback" in line for line in process.lines)
+        ok = all_of(process, status=status == 1, goes_on=goes_on, same=same, safe=bool(good))
         return Outcome(said, place.redone(), seconds, ok)
 
 
@@ -155,8 +164,7 @@ def read_only(place: Place) -> Outcome:
     goes_on = any(line.startswith(f"step {STEPS}/") for line in process.lines)
     _, same = place.complete()
     said = line_with(process.lines, "was not saved", "cannot be written")
-    traceback = any("Traceback" in line for line in process.lines)
-    ok = status == 1 and goes_on and same and not traceback
+    ok = all_of(process, status=status == 1, goes_on=goes_on, same=same)
     return Outcome(said, place.redone(), seconds, ok)
 
 

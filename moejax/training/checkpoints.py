@@ -8,7 +8,6 @@ a folder that is being deleted loses it first. Orbax alone would restore flipped
 
 import contextlib
 import json
-import logging
 import math
 import os
 import pathlib
@@ -24,6 +23,7 @@ from moejax.parallel import together
 from moejax.training import manifest
 from moejax.training.checkpoint_config import CheckpointConfig
 from moejax.training.manifest import CheckpointError
+from moejax.training.quiet_orbax import quieten
 
 EXTRA, STATE = "extra.json", "state"
 # With several processes: how long those that have written wait for one that has not, and how long
@@ -74,7 +74,7 @@ class Checkpointer:
         self._at: int | None = None  # the step last saved or restored here
         self._begun: int | None = None  # the step that the run is known to have come through
         self._before: int | None = None  # the one before it
-        logging.getLogger("absl").addFilter(_drop_orbax_tracebacks)
+        quieten()
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -386,11 +386,6 @@ class Checkpointer:
             ) from error
         self._at = self._begun = step
         return Restored(state, extra, step, [])
-
-
-def _drop_orbax_tracebacks(record: logging.LogRecord) -> bool:
-    """A logging filter: what Orbax's threads log with a traceback is reported here in one line."""
-    return not (record.levelno >= logging.ERROR and "orbax" in record.pathname)
 
 
 def _describe(state: PyTree, abstract: bool = False) -> list[list[Any]]:

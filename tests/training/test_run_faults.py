@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import signal
+import sys
 import threading
 import time
+import types
 
 import jax
 import numpy as np
@@ -20,6 +23,7 @@ from moejax.training.checkpoints import Checkpointer
 from moejax.training.loop import Interrupted, Run, RunFailed
 from moejax.training.metrics import read_metrics
 from moejax.training.programs import ProgramCache
+from moejax.training.quiet_orbax import quieten
 from moejax.training.train import train
 
 FULL = OSError(28, "No space left on device")
@@ -199,6 +203,26 @@ def test_lines_of_metrics_that_have_no_room_are_lost_and_training_goes_on(
     steps = [row["step"] for row in read_metrics(tmp_path / "run") if "loss" in row]
     assert steps == [1, 4, 5, 6]
     assert_same(tmp_path / "run", whole)
+
+
+def test_what_tensorstore_shows_of_a_full_disk_is_dropped_and_nothing_else(monkeypatch, caplog):
+    """Its threads report to an event loop that is closed by then; seen on a real full disk."""
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", seen.append)
+    quieten()
+    quieten()
+    say = lambda error, thing: sys.unraisablehook(
+        types.SimpleNamespace(exc_value=error, object=thing)
+    )
+    say(RuntimeError("Event loop is closed"), None)
+    say(RuntimeError("Event loop is closed"), "a coroutine of someone else's")
+    say(ValueError("Event loop is closed"), None)
+    say(RuntimeError("another"), None)
+    assert len(seen) == 3
+    log = logging.getLogger("asyncio")
+    for text in ("never retrieved: coro defined at orbax/serialization.py", "another task"):
+        log.error(text)
+    assert [record.getMessage() for record in caplog.records] == ["another task"]
 
 
 @pytest.mark.parametrize("file", ["ledger.jsonl", "summary.json"])
