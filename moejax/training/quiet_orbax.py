@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,11 @@ def quieten() -> None:
 
 def _drop_tracebacks(record: logging.LogRecord) -> bool:
     """A logging filter: no errors logged by Orbax, nor of its tasks that nobody waits for."""
-    told_of = record.getMessage() if record.name == "asyncio" else record.pathname
+    told_of = record.pathname
+    if record.name == "asyncio":
+        told_of = record.getMessage()
+        if record.exc_info:
+            told_of += "".join(traceback.format_exception(*record.exc_info))
     return not (record.levelno >= logging.ERROR and "orbax" in told_of)
 
 
