@@ -4,6 +4,7 @@ With one process nothing is sent, and every function is its argument's own resul
 all have to call the same functions in the same order.
 """
 
+import contextlib
 import json
 import signal
 import time
@@ -194,4 +195,8 @@ def _wait_for_devices() -> None:
     of a vote. Where they are of the same devices, gloo has one connection for both, and processes
     that take them in different orders read one another's data.
     """
-    jax.block_until_ready(jax.live_arrays())
+    for array in jax.live_arrays():
+        # Orbax holds shards of states that have been donated since: there is nothing to wait for.
+        # What failed in flight is told where its values are read.
+        with contextlib.suppress(jax.errors.JaxRuntimeError, RuntimeError, ValueError):
+            array.block_until_ready()
