@@ -295,7 +295,8 @@ def _paths(config: Any, prefix: str = "") -> set[str]:
     found = set()
     for name, value in config.items() if isinstance(config, dict) else ():
         found.add(visible(f"{prefix}{name}").replace("\n", " ").strip())
-        found |= _paths(value, f"{prefix}{name}.")
+        for part in value if isinstance(value, (list, tuple)) else (value,):
+            found |= _paths(part, f"{prefix}{name}.")
     return found
 
 
