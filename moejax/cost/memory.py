@@ -93,8 +93,8 @@ def memory_parts(
     kept = c.remat if c.remat != "none" else "all"
     activations = sum(n * bytes_[kept] for n, bytes_ in layers)
     activations += 10 * c.d_model * (1 + c.mtp_depth)  # around the head, 4 + 4 + 2 bytes a value
-    # The inputs of MTP modules: two norms in float32, both inputs before and after they are joined.
-    activations += c.mtp_depth * (16 + 4 * item) * c.d_model
+    # The inputs of MTP modules: two norms in float32, and what they are joined to.
+    activations += c.mtp_depth * (16 + 2 * item) * c.d_model
     working = 0.0 if c.remat == "none" else repeated["all"] - repeated[kept]
     if c.remat == "none":
         working = repeated["scores"]
