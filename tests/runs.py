@@ -1,9 +1,14 @@
 """A tiny run for the tests of the training loop and of the command line."""
 
+import json
 import pathlib
 import random
 
+import jax
+import numpy as np
+
 from moejax import cli
+from moejax.training import restore
 
 CONFIG = """
 import ml_collections
@@ -55,3 +60,20 @@ def train(config: pathlib.Path, workdir: pathlib.Path, *settings: str) -> int:
     """``moejax train`` in this process; returns its exit status."""
     flags = [f"--config.{setting}" for setting in settings]
     return cli.main(["train", f"--config={config}", f"--workdir={workdir}", *flags])
+
+
+def parameters(workdir: pathlib.Path) -> list[np.ndarray]:
+    """The variables of a run's newest good checkpoint."""
+    _, variables = restore.load(workdir)
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(variables)]
+
+
+def assert_same(got: pathlib.Path, wanted: pathlib.Path) -> None:
+    """Both runs ended with the same bits."""
+    for a, b in zip(parameters(got), parameters(wanted), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def summary(workdir: pathlib.Path) -> dict:
+    """What ``summary.json`` holds."""
+    return json.loads((workdir / "summary.json").read_text())

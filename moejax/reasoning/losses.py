@@ -201,13 +201,7 @@ def policy_loss(
       ValueError: the config needs an array that is None.
     """
     config = config.resolved()
-    for needed, array, name in (
-        (config.kl_weight, reference_logp, "reference_logp"),
-        (config.entropy_weight, entropy, "entropy"),
-        (config.truncated_is, sampler_logp, "sampler_logp"),
-    ):
-        if needed and array is None:
-            raise ValueError(f"the config needs {name}, which is None")
+    _check_given(config, reference_logp, entropy, sampler_logp)
     old_logp = jax.lax.stop_gradient(logp if old_logp is None else old_logp)
     combine = lambda values: aggregate(values, mask, config.aggregate, max_length, totals)
 
@@ -232,6 +226,16 @@ def policy_loss(
         if config.entropy_weight:
             loss -= config.entropy_weight * metrics["entropy"]
     return loss, jax.lax.stop_gradient(metrics | {"loss": loss})
+
+
+def _check_given(config: RLConfig, reference_logp, entropy, sampler_logp) -> None:
+    for needed, array, name in (
+        (config.kl_weight, reference_logp, "reference_logp"),
+        (config.entropy_weight, entropy, "entropy"),
+        (config.truncated_is, sampler_logp, "sampler_logp"),
+    ):
+        if needed and array is None:
+            raise ValueError(f"the config needs {name}, which is None")
 
 
 def _kl(config: RLConfig, logp, old_logp, reference_logp, mask) -> PerToken:

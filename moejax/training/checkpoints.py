@@ -22,6 +22,7 @@ from jaxtyping import PyTree
 from moejax.parallel import together
 from moejax.training import manifest
 from moejax.training.checkpoint_config import CheckpointConfig
+from moejax.training.checkpoint_leaves import check_same_leaves, describe
 from moejax.training.manifest import CheckpointError
 from moejax.training.quiet_orbax import quieten
 
@@ -124,7 +125,7 @@ class Checkpointer:
                 f"{self.directory} already has a checkpoint of step {later[-1]}, and this run did "
                 f"not begin from it; resume it, or use another work directory for step {step}"
             )
-        leaves, text = _describe(state), json.dumps(dict(extra), indent=1)
+        leaves, text = describe(state), json.dumps(dict(extra), indent=1)
         try:
             together.decide(lambda: self._clear(step), OSError)
             self._orbax.save(self._folder(step) / STATE, state)
@@ -361,15 +362,7 @@ class Checkpointer:
           CheckpointError: it is of another model, or cannot be restored here.
         """
         folder = self._folder(step)
-        saved = {name: tuple(rest) for name, *rest in manifest.read(folder, step)["leaves"]}
-        wanted = {name: tuple(rest) for name, *rest in _describe(abstract_state, abstract=True)}
-        for name in [*wanted, *saved]:
-            if saved.get(name) != wanted.get(name):
-                raise CheckpointError(
-                    f"checkpoint of step {step} is of another model: {name} is "
-                    f"{_shown(saved.get(name))} in the checkpoint and {_shown(wanted.get(name))} "
-                    "here; use the config that it was saved with"
-                )
+        check_same_leaves(manifest.read(folder, step)["leaves"], abstract_state, step)
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(
@@ -386,21 +379,6 @@ class Checkpointer:
             ) from error
         self._at = self._begun = step
         return Restored(state, extra, step, [])
-
-
-def _describe(state: PyTree, abstract: bool = False) -> list[list[Any]]:
-    """Name, dtype and shape of every leaf, JSON-ready."""
-    rows = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if not abstract and not isinstance(leaf, jax.Array):
-            raise TypeError(f"state leaf {name} is a {type(leaf).__name__}, not a jax array")
-        rows.append([name, str(leaf.dtype), "x".join(map(str, leaf.shape)) or "scalar"])
-    return rows
-
-
-def _shown(leaf: tuple[str, str] | None) -> str:
-    return "absent" if leaf is None else " ".join(leaf)
 
 
 def _reason(error: Exception) -> str:

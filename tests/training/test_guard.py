@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import write_config
+from runs import parameters, summary, write_config
 
 from moejax.config import ConfigError
 from moejax.cost.bill import read
 from moejax.data import batch_fingerprint
-from moejax.training import guard, restore, run_config
+from moejax.training import guard, run_config
 from moejax.training.failures import Diverged, NonFiniteLoss
 from moejax.training.guard import BadStep, Guard, GuardConfig, Skipping
 from moejax.training.loop import Run
@@ -197,15 +197,6 @@ def batches(base):
     rows = prepare(base).dataset.train
     found = train_iterator(rows, batch_size=8, seed=base.seed, prefetch=0)
     return [batch_fingerprint(next(found)) for _ in range(30)]
-
-
-def parameters(workdir):
-    _, variables = restore.load(workdir)
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(variables)]
-
-
-def summary(workdir):
-    return json.loads((workdir / "summary.json").read_text())
 
 
 def losses(workdir):

@@ -5,14 +5,14 @@ import pathlib
 
 import numpy as np
 import pytest
+from runs import train, write_config
+from sharded_batches import assert_input_keeps_up
 
 from moejax import cli
 from moejax.data import DataConfig
 from moejax.training import run_config, run_dir
 from moejax.training.data_account import InputWait
 from moejax.training.metrics import read_metrics
-from tests.runs import train, write_config
-from tests.sharded_batches import assert_input_keeps_up
 
 
 def mixture(config: pathlib.Path, **weights) -> list[str]:

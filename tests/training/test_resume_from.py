@@ -5,15 +5,13 @@ import json
 import pathlib
 import shutil
 
-import jax
-import numpy as np
 import pytest
+from runs import assert_same, summary, write_config
 from runs import train as command
-from runs import write_config
 
 from moejax.config import ConfigError
 from moejax.cost.bill import read
-from moejax.training import local_copies, restore, run_config
+from moejax.training import local_copies, run_config
 from moejax.training.checkpoints import Checkpointer
 from moejax.training.loop import Run
 from moejax.training.metrics import read_metrics
@@ -56,20 +54,6 @@ def run(whole, tmp_path):
 def with_checkpoint(config, **changes):
     checkpoint = dataclasses.replace(config.checkpoint, **changes)
     return dataclasses.replace(config, checkpoint=checkpoint)
-
-
-def parameters(workdir):
-    _, variables = restore.load(workdir)
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(variables)]
-
-
-def assert_same(got, wanted):
-    for a, b in zip(parameters(got), parameters(wanted), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def summary(workdir):
-    return json.loads((workdir / "summary.json").read_text())
 
 
 def losses(workdir):

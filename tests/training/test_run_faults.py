@@ -11,14 +11,12 @@ import threading
 import time
 import types
 
-import jax
-import numpy as np
 import pytest
-from runs import write_config
+from runs import assert_same, summary, write_config
 
 from moejax.cost.bill import read
 from moejax.cost.ledger import Ledger
-from moejax.training import loop, manifest, metrics, prepare, programs, restore, run_config, run_dir
+from moejax.training import loop, manifest, metrics, prepare, programs, run_config, run_dir
 from moejax.training.checkpoints import Checkpointer
 from moejax.training.loop import Interrupted, Run, RunFailed
 from moejax.training.metrics import read_metrics
@@ -51,20 +49,6 @@ def whole(config, cache, tmp_path_factory):
 def evaluated(config):
     train_config = dataclasses.replace(config.train, eval_every=3, eval_batches=0)
     return dataclasses.replace(config, train=train_config)
-
-
-def parameters(workdir):
-    _, variables = restore.load(workdir)
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(variables)]
-
-
-def assert_same(got, wanted):
-    for a, b in zip(parameters(got), parameters(wanted), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def summary(workdir):
-    return json.loads((workdir / "summary.json").read_text())
 
 
 def ask(after=0.0):
