@@ -1,5 +1,6 @@
 """Rows whose length is cut over the mesh: the values and gradients of one device."""
 
+import dataclasses
 import functools
 
 import jax
@@ -68,7 +69,7 @@ def found(model, mesh=None):
     params, part = state.pop("params"), jax.tree.map(lambda a: a[0], tiny.batch(1, 8, LENGTH))
     if mesh is None:
         return jax.device_get(gradients(config)(params, state, part))
-    devices = make_mesh(MESHES[mesh])
+    devices = make_mesh(mesh)
     part = jax.device_put(part, sharding(devices, "batch", "length"))
     with jax.set_mesh(devices):
         return jax.device_get(gradients(config)(params, state, part))
@@ -78,30 +79,49 @@ QUICK = [
     ("mla, mtp", "expert 2 x context 2 x tensor 2"),
     ("windows, sinks, drops", "data 2 x context 4"),
 ]
-ALL = [pair for model in MODELS for mesh in MESHES if (pair := (model, mesh)) not in QUICK]
+ALL = [
+    pair for model in MODELS for mesh in MESHES
+    if model != "fp8 mla" and (pair := (model, mesh)) not in QUICK
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("model", "mesh"), QUICK + [pytest.param(*pair, marks=pytest.mark.slow) for pair in ALL]
 )
 def test_values_gradients_and_statistics_are_those_of_one_device(model, mesh):
-    (wanted, one), (got, cut) = found(model), found(model, mesh)
-    # Quantised values flip where a sum is rounded the other way.
-    tolerance = 2e-2 if MODELS[model].precision == "fp8" else 1e-5
-    tiny.assert_trees_close(got, wanted, tolerance)
+    (wanted, one), (got, cut) = found(model), found(model, MESHES[mesh])
+    tiny.assert_trees_close(got, wanted, 1e-5)
     for name in ("nll", "targets", "aux_loss", "mtp"):
-        tiny.assert_trees_close(getattr(cut, name), getattr(one, name), tolerance)
+        tiny.assert_trees_close(getattr(cut, name), getattr(one, name), 1e-5)
     for path, values in jax.tree.leaves_with_path(cut.router_stats):
         name, alone = path[-1].key, functools.reduce(lambda t, k: t[k.key], path, one.router_stats)
         # What travels is none of one device's.
         if name not in ("rows", "rows_sent", "rows_sent_out", "bytes_sent", "bytes_sent_out",
                         "devices_touched", "nodes_touched", "exchange_overflow"):  # fmt: skip
-            assert tiny.relative_error(values, alone) <= 10 * tolerance, name
+            assert tiny.relative_error(values, alone) <= 1e-4, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
+def test_eight_bits_are_those_of_the_same_mesh_with_rows_in_place_of_parts(mesh):
+    """Not of one device: a sum that tensor divides rounds the other way, and a value flips.
+
+    An expert's weight gradient scales 128 of the rows that one device holds together, and a cut
+    gives it other rows: that is the rounding of e4m3 itself, measured at 3.3e-2.
+    """
+    config = MESHES[mesh]
+    uncut = dataclasses.replace(config, data=config.data * config.context, context=1)
+    (wanted, rows), (got, parts) = found("fp8 mla", uncut), found("fp8 mla", MESHES[mesh])
+    for (path, a), b in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(wanted), strict=True):
+        limit = 5e-2 if "experts" in jax.tree_util.keystr(path) else 1e-4
+        assert tiny.relative_error(a, b) <= limit, path
+    for name in ("nll", "targets", "aux_loss"):
+        tiny.assert_trees_close(getattr(parts, name), getattr(rows, name), 1e-5)
 
 
 def test_tokens_that_travel_are_counted_as_without_a_cut():
     # Rows stay with their devices along expert: a token's home does not depend on its position.
-    counts = found("mla, mtp", "expert 2 x context 2 x tensor 2")[1].router_stats
+    counts = found("mla, mtp", MESHES["expert 2 x context 2 x tensor 2"])[1].router_stats
     layer = jax.tree.map(lambda a: a.reshape(-1)[0], counts["segment_1"]["layer_0"])
     tokens = float(layer["tokens"])
     assert 0 < layer["rows_sent"] < layer["rows"] <= 2 * tokens
