@@ -13,6 +13,10 @@ import jax
 import pytest
 from hostile import bomb, copied, mark, whole_model  # noqa: F401 (fixtures)
 
+from moejax.parallel.host_threads import enough_threads
+
+enough_threads()
+
 CACHE = pathlib.Path(tempfile.gettempdir()) / f"moejax-test-cache-{os.getuid()}"
 
 jax.config.update("jax_compilation_cache_dir", str(CACHE))

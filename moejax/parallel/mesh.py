@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from moejax.config import ConfigError, check, check_positive
 from moejax.models.model_config import ModelConfig
 from moejax.moe.exchange import BATCH_AXES, CONTEXT_AXIS
+from moejax.parallel.host_threads import enough_threads
 
 AXES = ("data", "fsdp", "expert", "context", "tensor")
 
@@ -76,6 +77,7 @@ class MeshConfig:
 
 def make_mesh(config: MeshConfig) -> Mesh:
     """The mesh over the first devices that it needs; enter it with ``jax.set_mesh``."""
+    enough_threads()
     shape = config.shape(jax.device_count())
     devices = np.asarray(jax.devices()[: math.prod(shape)]).reshape(shape)
     return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 
 from moejax.config import UserError
+from moejax.parallel.host_threads import enough_threads
 
 # All processes have to be there after so long: a peer that never starts is told within a minute.
 START_SECONDS = 50
@@ -219,6 +220,7 @@ def start(place: Place) -> None:
     Raises:
       UserError: the coordinator's port is taken, or jax does not find what it needs.
     """
+    enough_threads()
     if place.count == 1:
         if place.note:
             print(f"warning: {place.note}", file=sys.stderr, flush=True)
