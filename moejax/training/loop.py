@@ -216,7 +216,7 @@ class Run:
         if not self.log.due(done.step):
             metrics = metrics.replace(router_stats={}, router_state={})
         fetched = jax.device_get(metrics)
-        tokens = int(fetched.targets)
+        tokens = int(fetched.tokens)
         self.tokens += tokens
         flops = self.setup.billing.model_flops(tokens, float(fetched.assignments))
         self._step_flops = flops
@@ -380,8 +380,9 @@ def _rows_of(setup: prepare.Setup) -> tuple[LocalRows, LocalRows]:
 
 
 def _place(batch: dict[str, np.ndarray], rows: LocalRows) -> Batch:
-    """A process's rows on the mesh, as micro-batches."""
-    return Batch(*(rows.place(batch[name]) for name in FIELDS))
+    """A process's rows on the mesh, as micro-batches; with weights where the text has some."""
+    names = [*FIELDS, "weights"] if "weights" in batch else FIELDS
+    return Batch(*(rows.place(batch[name]) for name in names))
 
 
 __all__ = ["Interrupted", "NonFiniteLoss", "Run", "RunFailed"]
