@@ -6,6 +6,8 @@
     duplicates   documents that occur more than once
     store        tokens by random access: in memory, or in ArrayRecord shards
     packing      documents in rows of S, every token a target exactly once
+    pairs        prompts and completions in rows of S, the loss on completions
+    pair_files   their JSONL
     pipeline     shuffled, sharded, resumable batches
     pretokenize  `moejax tokenize`: shards written from any source
     mixing       shares by weight and temperature, and the schedule by which sources are drawn
