@@ -21,6 +21,8 @@ from moejax.data.data_config import DataConfig, SourceConfig
 from moejax.data.dataset import TextDataset, baselines, epochs, epochs_read, open_dataset
 from moejax.data.mixing import MixedRows
 from moejax.data.packing import Rows
+from moejax.data.pair_files import Pairs, read_pairs, write_pairs
+from moejax.data.pairs import PairRows, pairs_dataset
 from moejax.data.pipeline import (
     TrainIterator,
     batch_fingerprint,
@@ -31,6 +33,8 @@ from moejax.data.pipeline import (
 __all__ = [
     "DataConfig",
     "MixedRows",
+    "PairRows",
+    "Pairs",
     "Rows",
     "SourceConfig",
     "TextDataset",
@@ -40,6 +44,9 @@ __all__ = [
     "epochs",
     "epochs_read",
     "open_dataset",
+    "pairs_dataset",
+    "read_pairs",
     "train_iterator",
     "validation_batches",
+    "write_pairs",
 ]

@@ -40,16 +40,23 @@ class AheadSums:
       accepted: those for which the module's likeliest token is the main model's, one position
         before the target: what greedy speculative decoding would accept of this module's drafts,
         if the text itself had been written so far.
+      weighted: targets count by weights, not one each.
     """
 
     nll: Float[Array, " M"]
     targets: Float[Array, " M"]
     accepted: Float[Array, " M"]
+    weighted: bool = struct.field(pytree_node=False, default=False)
 
     @property
     def loss(self) -> Float[Array, ""]:
         """Mean over the modules of the mean cross-entropy, to be weighted (eq. 25)."""
-        return jnp.mean(self.nll / divisor(self.targets))
+        return jnp.mean(self.nll / self.divisor)
+
+    @property
+    def divisor(self) -> Float[Array, " M"]:
+        """What sums over the targets are divided by for their means."""
+        return divisor(self.targets, self.weighted)
 
 
 class PredictionModule(nn.Module):
@@ -112,6 +119,7 @@ def counted_targets(
     return jnp.stack([jnp.sum(own) for own in counted]).astype(jnp.float32)
 
 
-def divisor(total: Float[Array, "*sums"]) -> Float[Array, "*sums"]:
-    """What a sum over targets is divided by for their mean: their total weight, 1 where it is 0."""
-    return jnp.where(total > 0, total, 1.0)
+def divisor(total: Array, weighted: bool) -> Array:
+    """What a sum over targets is divided by for their mean: how many they are, or their total
+    weight, which may be below 1; 1 where there is none."""
+    return jnp.where(total > 0, total, 1.0) if weighted else jnp.maximum(total, 1)

@@ -307,7 +307,7 @@ class Transformer(nn.Module):
             # The main model says token t + k + 2 at position t + k + 1.
             accepted = jnp.sum(weights * (drafted == shift(guess, k + 1)))
             sums.append((nll, jnp.sum(weights), accepted))
-        return AheadSums(*map(jnp.stack, zip(*sums, strict=True)))
+        return AheadSums(*map(jnp.stack, zip(*sums, strict=True)), weighted=given is not None)
 
     def _logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
         kernel = self._head().astype(hidden.dtype)

@@ -156,11 +156,12 @@ def make_train_step(
             update_router_state(model, state.router_state, router_stats),
         )
         norm, rate = optax.tree.norm(grads), jnp.asarray(schedule(state.step), jnp.float32)
+        computed = _assignments(router_stats)
         found = None if mtp is None else _mtp_metrics(mtp, mtp_weight(state.step))
         tokens = None if batch.weights is None else jnp.sum(batch.segment_ids > 0)
         return new, StepMetrics(
-            loss, aux_loss, norm, rate, targets, _assignments(router_stats), router_stats,
-            new.router_state, found, tokens,
+            loss, aux_loss, norm, rate, targets, computed, router_stats, new.router_state, found,
+            tokens,
         )  # fmt: skip
 
     return step
@@ -198,12 +199,11 @@ def _over_parts(run: Callable[[Batch, Array | int, Tree], Tree], batch: Batch) -
 
 
 def _targets(batch: Batch) -> Array:
-    """What the loss is divided by: the targets of a whole batch, by their weights; at least 1
-    without weights, and never 0."""
+    """What the loss is divided by: the targets of a whole batch, or the sum of their weights."""
     valid = batch.segment_ids > 0
     if batch.weights is None:
-        return jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32)
-    return divisor(jnp.sum(valid * batch.weights.astype(jnp.float32)))
+        return divisor(jnp.sum(valid), weighted=False).astype(jnp.float32)
+    return divisor(jnp.sum(valid * batch.weights.astype(jnp.float32)), weighted=True)
 
 
 def make_eval_step(model: ModelConfig) -> Callable[[TrainState, Batch], EvalMetrics]:
@@ -220,8 +220,7 @@ def make_eval_step(model: ModelConfig) -> Callable[[TrainState, Batch], EvalMetr
 
 
 def _mtp_metrics(sums: AheadSums, weight: Array | float) -> MTPMetrics:
-    targets = divisor(sums.targets)
-    weight = jnp.asarray(weight, jnp.float32)
+    targets, weight = sums.divisor, jnp.asarray(weight, jnp.float32)
     return MTPMetrics(sums.nll / targets, sums.accepted / targets, weight)
 
 

@@ -23,6 +23,7 @@ from moejax.training.loop import Run
 from moejax.training.metrics import read_metrics
 from moejax.training.programs import ProgramCache
 from moejax.training.train import train
+from moejax.training.train import train as train_on
 
 STEPS = 24
 
@@ -197,6 +198,20 @@ def test_another_run_in_its_place_is_not_taken(config, pretrained, cache, tmp_pa
     (source / "config.json").write_text(json.dumps({**record, "fingerprint": "0" * 64}))
     with pytest.raises(Exception, match="holds another run than the one"):
         train(own, str(tmp_path / "run"), programs=cache)
+
+
+@pytest.mark.slow
+def test_a_mesh_gives_the_steps_of_one_device(config, whole, tmp_path, capsys):
+    """Weights are cut over the mesh as their tokens are, and parameters are restored onto it."""
+    mesh = dataclasses.replace(config.mesh, data=2, expert=2, tensor=2)
+    train = dataclasses.replace(config.train, micro_batches=2)
+    train_on(dataclasses.replace(config, mesh=mesh, train=train), str(tmp_path / "run"))
+    said = capsys.readouterr().err
+    assert "pairs, " in said and "the loss counts completions: " in said
+    got = losses(tmp_path / "run")
+    assert got[:3] == pytest.approx(losses(whole)[:3], rel=1e-3)
+    assert got[-1] < got[0] - 1.0
+    assert summary(tmp_path / "run")["tokens"] == summary(whole)["tokens"]
 
 
 # Refusals: one line, exit status 2, nothing written.
