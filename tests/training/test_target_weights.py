@@ -140,7 +140,7 @@ def test_a_step_divides_by_the_weights_of_the_whole_batch():
 
 @pytest.mark.parametrize(
     ("parts", "mesh"),
-    [(2, "one device"), pytest.param(2, "fsdp 2 x expert 4", marks=pytest.mark.slow)],
+    [(2, "one device"), pytest.param(2, "data 2 x expert 2 x tensor 2", marks=pytest.mark.slow)],
 )
 def test_micro_batches_equal_one_batch(parts, mesh):
     """Their weights differ: the mean of the micro-batches' means would be another number."""
