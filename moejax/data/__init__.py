@@ -6,6 +6,8 @@
     duplicates   documents that occur more than once
     store        tokens by random access: in memory, or in ArrayRecord shards
     packing      documents in rows of S, every token a target exactly once
+    pairs        prompts and completions in rows of S, the loss on completions
+    pair_files   their JSONL
     pipeline     shuffled, sharded, resumable batches
     pretokenize  `moejax tokenize`: shards written from any source
     mixing       shares by weight and temperature, and the schedule by which sources are drawn
@@ -19,6 +21,8 @@ from moejax.data.data_config import DataConfig, SourceConfig
 from moejax.data.dataset import TextDataset, baselines, epochs, epochs_read, open_dataset
 from moejax.data.mixing import MixedRows
 from moejax.data.packing import Rows
+from moejax.data.pair_files import Pairs, read_pairs, write_pairs
+from moejax.data.pairs import PairRows, pairs_dataset
 from moejax.data.pipeline import (
     TrainIterator,
     batch_fingerprint,
@@ -29,6 +33,8 @@ from moejax.data.pipeline import (
 __all__ = [
     "DataConfig",
     "MixedRows",
+    "PairRows",
+    "Pairs",
     "Rows",
     "SourceConfig",
     "TextDataset",
@@ -38,6 +44,9 @@ __all__ = [
     "epochs",
     "epochs_read",
     "open_dataset",
+    "pairs_dataset",
+    "read_pairs",
     "train_iterator",
     "validation_batches",
+    "write_pairs",
 ]

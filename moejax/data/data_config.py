@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from moejax import config
 
-SOURCES = ("stdlib", "text", "tfds", "shards")
+SOURCES = ("stdlib", "text", "tfds", "shards", "pairs")
 # Names that metrics have for something else: val/router/..., and the whole.
 RESERVED_LABELS = ("router", "all")
 LABEL = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"
@@ -59,9 +59,10 @@ class DataConfig:
       ConfigError: a field that cannot be used; paths are looked at when the corpus is opened.
     """
 
-    source: Literal["stdlib", "text", "tfds", "shards"] = "stdlib"
+    source: Literal["stdlib", "text", "tfds", "shards", "pairs"] = "stdlib"
     # text: a UTF-8 file or a folder of them (.jsonl and .parquet too); shards: a folder written by
-    # `moejax tokenize`; tfds: the data_dir, or "" for tfds' own default.
+    # `moejax tokenize`; pairs: a JSONL file, or a folder of them, with the fields "prompt",
+    # "completion" and maybe "weight"; tfds: the data_dir, or "" for tfds' own default.
     path: str = ""
     name: str = ""  # tfds dataset, for example "tiny_shakespeare" or "wiki40b/en"
     text_field: str = "text"  # the field of JSONL, parquet and tfds records that holds the text
@@ -89,9 +90,12 @@ class DataConfig:
     # "exact": of documents whose text is equal, white space at its end aside, the first one stays;
     # of a mixture's, the one in the first source that has it.
     deduplicate: Literal["none", "exact"] = "none"
+    # Pairs longer than a row are left out; otherwise they are refused. None is ever cut.
+    drop_long: bool = False
 
     def __post_init__(self):
         _check_source("data", self)
+        self._check_pairs()
         self._check_mixture()
         config.check(
             bool(self.tokenizer),
@@ -107,6 +111,28 @@ class DataConfig:
         )
         config.check_positive("data", self, "bpe_sample_bytes", "max_bytes")
         config.check_not_negative("data", self, "prefetch")
+
+    def _check_pairs(self) -> None:
+        pairs = self.source == "pairs"
+        config.check(
+            pairs or not self.drop_long,
+            "data.drop_long",
+            self.drop_long,
+            "is of data.source 'pairs'; documents of text are cut to rows, so leave it False",
+        )
+        config.check(
+            self.deduplicate == "none" or not pairs,
+            "data.deduplicate",
+            self.deduplicate,
+            "is of documents, and data.source 'pairs' takes every pair; leave it 'none'",
+        )
+        for i, source in enumerate(self.mixture):
+            config.check(
+                source.source != "pairs",
+                f"data.mixture[{i}].source",
+                source.source,
+                "cannot be mixed; put all pairs into one folder, and set data.source = 'pairs'",
+            )
 
     def _check_mixture(self) -> None:
         config.check_positive("data", self, "temperature")
@@ -179,6 +205,11 @@ class DataConfig:
         return dataclasses.replace(self, mixture=(), temperature=1.0, **own)
 
     @property
+    def weighted(self) -> bool:
+        """Whether targets have weights in the loss: those of pairs have."""
+        return self.source == "pairs"
+
+    @property
     def shown(self) -> str:
         """What the text is, for messages: the path, the source, or the mixture's labels."""
         if self.mixture:
@@ -205,7 +236,7 @@ def _check_source(prefix: str, options: Any) -> None:
         options.source,
         f"not a source; {config.nearest(str(options.source), SOURCES)}",
     )
-    needs_path = options.source in ("text", "shards")
+    needs_path = options.source in ("text", "shards", "pairs")
     config.check(
         bool(options.path) or not needs_path,
         f"{prefix}.path",

@@ -36,8 +36,10 @@ class TextDataset:
     Attributes:
       tokenizer: text to ids and back.
       train, validation: packed rows, by random access.
-      train_bytes, validation_bytes: UTF-8 bytes of text.
-      train_tokens, validation_tokens: targets in all rows, ids and one separator a document.
+      train_bytes, validation_bytes: UTF-8 bytes of text; of pairs, of their completions.
+      train_tokens: targets in all rows, ids and one separator a document.
+      validation_tokens: held-out targets that a loss counts: all of them; of pairs, those of
+        completions.
       fingerprint: equal for the same text, the same held-out part and the same tokenizer.
       provenance: JSON-ready account of where the text is from.
       train_counts, validation_counts: how often each id is a target.
@@ -63,7 +65,7 @@ class TextDataset:
 
     @property
     def validation_tokens(self) -> int:
-        return self.validation.targets
+        return self.validation.counted
 
 
 def baselines(dataset: TextDataset) -> dict[str, float]:
@@ -117,6 +119,12 @@ def open_corpus(config: DataConfig) -> Corpus:
                 size, config.validation_fraction, config.max_validation_bytes
             ),
         )
+    config_lib.check(
+        config.source != "pairs",
+        "data.source",
+        config.source,
+        "holds pairs of prompt and completion, not documents; only `moejax train` reads them",
+    )
     from moejax.data import tfds_source  # tfds is slow to import
 
     return tfds_source.tfds_corpus(config)
@@ -312,6 +320,10 @@ def open_dataset(
 
         dataset = pretokenize.open_shards(config.path, seq_len)
         check(dataset.tokenizer)
+    elif config.source == "pairs":
+        from moejax.data import pairs  # it builds upon this module
+
+        return pairs.open_pairs(config, seq_len, check_tokenizer=check)
     else:
         corpus = split_of(config, config.max_bytes)
         tokenizer = choose_tokenizer(config, corpus)

@@ -95,7 +95,11 @@ def make_plan(lengths: Int[np.ndarray, " documents"], seq_len: int) -> Plan:
 
     Rows follow the corpus: they are ordered by their earliest piece.
     """
-    starts, sizes = cut(lengths, seq_len)
+    return plan_of(*cut(lengths, seq_len), seq_len)
+
+
+def plan_of(starts: Int64[np.ndarray, " P"], sizes: Int32[np.ndarray, " P"], seq_len: int) -> Plan:
+    """Plans the rows of pieces, each of at most ``seq_len`` pairs; see ``make_plan``."""
     # A row that all of the text fits in need not be longer: every bit of a row's room is tried.
     bins = best_fit_decreasing(sizes, min(seq_len, int(sizes.sum())))
     # Pieces come in corpus order, so the first piece of a bin is its earliest.
@@ -114,12 +118,19 @@ class Rows:
     Attributes:
       seq_len: S.
       targets: (input, target) pairs in all rows together, the tokens of one epoch.
+      counted: those of them that a loss counts: all.
+      weighted: a row has ``weights``, of its targets in the loss.
     """
+
+    weighted = False
 
     def __init__(self, store: TokenStore, seq_len: int):
         self.store, self.seq_len = store, seq_len
-        self.plan = make_plan(store.lengths, seq_len)
-        self.targets = int(self.plan.sizes.sum())
+        self.plan = self._make_plan()
+        self.targets = self.counted = int(self.plan.sizes.sum())
+
+    def _make_plan(self) -> Plan:
+        return make_plan(self.store.lengths, self.seq_len)
 
     def __len__(self) -> int:
         return len(self.plan.row_starts) - 1
@@ -163,7 +174,8 @@ class Rows:
         return row
 
 
-def padding_row(seq_len: int) -> Row:
-    """A row of padding only: all zeros, which no loss counts."""
+def padding_row(seq_len: int, weighted: bool = False) -> Row:
+    """A row of padding only: all zeros, which no loss counts; with ``weights`` where asked for."""
     names = ("tokens", "targets", "segment_ids", "positions")
-    return {name: np.zeros(seq_len, np.int32) for name in names}
+    row = {name: np.zeros(seq_len, np.int32) for name in names}
+    return {**row, "weights": np.zeros(seq_len, np.float32)} if weighted else row

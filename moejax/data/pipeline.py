@@ -85,7 +85,7 @@ def train_iterator(
 
     Returns:
       An iterator over dictionaries of (B or n, S) int32 arrays: ``tokens``, ``targets``,
-      ``segment_ids``, ``positions``.
+      ``segment_ids``, ``positions``; of rows with weights also ``weights``, float32.
 
     Raises:
       ConfigError: fewer rows than one batch.
@@ -139,7 +139,8 @@ def validation_batches(
     # Neighbouring rows are of like length and of the same documents: a sample has to be spread.
     for batch in (i * count // taken for i in range(taken)):
         numbers = (batch * batch_size + row for row in own)
-        yield _stack([rows[i] if i < len(rows) else padding_row(rows.seq_len) for i in numbers])
+        empty = padding_row(rows.seq_len, rows.weighted)
+        yield _stack([rows[i] if i < len(rows) else empty for i in numbers])
 
 
 def batch_fingerprint(batch: dict[str, Shaped[np.ndarray, "..."]]) -> str:

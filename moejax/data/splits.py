@@ -121,7 +121,7 @@ class _Scan:
     digests: Digests | None = None
 
 
-def _hash(content: bytes) -> int:
+def hash_of(content: bytes) -> int:
     """The first 64 bits of a SHA-256."""
     return int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
 
@@ -132,9 +132,9 @@ def _scan(corpus: Corpus, max_bytes: int | None, with_digests: bool) -> _Scan:
         if not document.text:
             continue
         raw = document.text.encode()
-        content = _hash(raw)
+        content = hash_of(raw)
         found.groups.append(content)
-        found.keys.append(content if document.key is None else _hash(document.key.encode()))
+        found.keys.append(content if document.key is None else hash_of(document.key.encode()))
         found.sizes.append(len(raw))
         found.given.append(_CODES[document.split])
         if found.digests is not None:

@@ -17,6 +17,10 @@ from moejax.moe.routers import RouterInputs
 
 Stats = dict[str, Any]
 LayerCache = KeyValueCache | LatentCache
+# Collections whose leaves have a leading axis of a segment's repeats.
+STACKED = (
+    "params", "router_state", "router_batch", "router_choice", "router_replay", "intermediates",
+)  # fmt: skip
 
 
 @struct.dataclass
@@ -111,7 +115,7 @@ def scanned(config: ModelConfig, kinds: tuple[str, ...], repeats: int, name: str
         body = nn.remat(Pattern, policy=policy, prevent_cse=False)
     scan = nn.scan(
         body,
-        variable_axes={"params": 0, "router_state": 0, "router_batch": 0, "intermediates": 0},
+        variable_axes=dict.fromkeys(STACKED, 0),
         split_rngs={"params": True, "router": True},
         in_axes=(0, nn.broadcast, nn.broadcast),
         length=repeats,

@@ -36,20 +36,27 @@ class AheadSums:
 
     Attributes:
       nll: negative log-likelihoods, nats.
-      targets: how many there are.
+      targets: how many there are; the sum of their weights where targets have some.
       accepted: those for which the module's likeliest token is the main model's, one position
         before the target: what greedy speculative decoding would accept of this module's drafts,
         if the text itself had been written so far.
+      weighted: targets count by weights, not one each.
     """
 
     nll: Float[Array, " M"]
     targets: Float[Array, " M"]
     accepted: Float[Array, " M"]
+    weighted: bool = struct.field(pytree_node=False, default=False)
 
     @property
     def loss(self) -> Float[Array, ""]:
         """Mean over the modules of the mean cross-entropy, to be weighted (eq. 25)."""
-        return jnp.mean(self.nll / jnp.maximum(self.targets, 1))
+        return jnp.mean(self.nll / self.divisor)
+
+    @property
+    def divisor(self) -> Float[Array, " M"]:
+        """What sums over the targets are divided by for their means."""
+        return divisor(self.targets, self.weighted)
 
 
 class PredictionModule(nn.Module):
@@ -101,7 +108,18 @@ def counted_segments(segment_ids: Int[Array, "*rows S"], depth: int) -> Int[Arra
     return jnp.where(shift(segment_ids, depth + 1) == segment_ids, segment_ids, 0)
 
 
-def counted_targets(segment_ids: Int[Array, "*rows S"], depths: int) -> Float[Array, " M"]:
-    """How many targets each of ``depths`` modules has in packed rows."""
-    counts = [jnp.sum(counted_segments(segment_ids, k) > 0) for k in range(depths)]
-    return jnp.stack(counts).astype(jnp.float32)
+def counted_targets(
+    segment_ids: Int[Array, "*rows S"], depths: int, weights: Float[Array, "*rows S"] | None = None
+) -> Float[Array, " M"]:
+    """How many targets each of ``depths`` modules has in packed rows; with weights, their sum."""
+    counted = [counted_segments(segment_ids, k) > 0 for k in range(depths)]
+    if weights is not None:  # a token weighs in every module what it weighs as the next one
+        weights = jnp.where(segment_ids > 0, weights, 0).astype(jnp.float32)
+        counted = [own * shift(weights, k + 1) for k, own in enumerate(counted)]
+    return jnp.stack([jnp.sum(own) for own in counted]).astype(jnp.float32)
+
+
+def divisor(total: Array, weighted: bool) -> Array:
+    """What a sum over targets is divided by for their mean: how many they are, or their total
+    weight, which may be below 1; 1 where there is none."""
+    return jnp.where(total > 0, total, 1.0) if weighted else jnp.maximum(total, 1)

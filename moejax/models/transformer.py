@@ -238,14 +238,21 @@ class Transformer(nn.Module):
         positions: Int[Array, "B S"] | None = None,
         train: bool = False,
         mtp: bool = False,
+        weights: Float[Array, "B S"] | None = None,
     ) -> LossOutput:
         """Summed cross-entropy over the tokens that are not padding, never building the logits.
 
         The chunks are ``model.loss_chunk`` positions of every row; ``train`` as in ``__call__``;
         ``mtp`` runs the MTP modules as well, if there are any.
+
+        ``weights`` says how much each target counts, from 0 up: the sum is weighted, and what is
+        counted is their sum. MTP modules weigh a token as the main model does. Auxiliary losses
+        and router statistics are of all tokens: those in between are computed as well.
         """
         valid = jnp.ones(tokens.shape, bool) if segment_ids is None else segment_ids > 0
-        weights = valid.astype(jnp.float32)
+        given, weights = weights, valid.astype(jnp.float32)
+        if given is not None:
+            weights = given = weights * given.astype(jnp.float32)
         head, chunk = self._head(), self.config.loss_chunk
         if not (mtp and self.config.mtp_depth):
             output = self.encode(tokens, segment_ids, positions, train=train)
@@ -255,7 +262,7 @@ class Transformer(nn.Module):
             nll, guess = chunked_cross_entropy_and_guess(
                 output.hidden, head, targets, weights, chunk
             )
-            sums = self._sums(ahead, guess)
+            sums = self._sums(ahead, guess, given)
         return LossOutput(nll, jnp.sum(weights), output.aux_loss, output.router_stats, sums)
 
     def log_probs(
@@ -279,18 +286,28 @@ class Transformer(nn.Module):
         )
         return LogProbsOutput(*found, output.aux_loss, output.router_stats)
 
-    def _sums(self, ahead: Ahead, guess: Int[Array, "B S"]) -> AheadSums:
-        """The modules' losses; ``guess`` is the main model's likeliest next token."""
+    def _sums(
+        self, ahead: Ahead, guess: Int[Array, "B S"], given: Float[Array, "B S"] | None
+    ) -> AheadSums:
+        """The modules' losses.
+
+        Args:
+          ahead: what they give.
+          guess: the main model's likeliest next token.
+          given: weights of the main model's targets; None weighs each 1.
+        """
         head, chunk, sums = self._head(), self.config.loss_chunk, []
         for k in range(self.config.mtp_depth):
             weights = (ahead.segment_ids[k] > 0).astype(jnp.float32)
+            if given is not None:
+                weights *= shift(given, k + 1)
             nll, drafted = chunked_cross_entropy_and_guess(
                 ahead.hidden[k], head, ahead.targets[k], weights, chunk
             )
             # The main model says token t + k + 2 at position t + k + 1.
             accepted = jnp.sum(weights * (drafted == shift(guess, k + 1)))
             sums.append((nll, jnp.sum(weights), accepted))
-        return AheadSums(*map(jnp.stack, zip(*sums, strict=True)))
+        return AheadSums(*map(jnp.stack, zip(*sums, strict=True)), weighted=given is not None)
 
     def _logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
         kernel = self._head().astype(hidden.dtype)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from moejax.data import TextDataset, baselines, epochs_read
+from moejax.data import PairRows, TextDataset, baselines, epochs_read
 from moejax.data.duplicates import dropped_line
 from moejax.training.validation import bits_per_byte
 
@@ -20,6 +20,8 @@ def lines_before(dataset: TextDataset, rows: int) -> list[str]:
     """
     times, sources = epochs_read(dataset, rows)
     lines = [f"data        {times:.2f} epochs over {dataset.train_tokens:,} unique tokens"]
+    if isinstance(dataset.train, PairRows):
+        lines.append(f"  {pairs_line(dataset)}")
     width = max((len(label) for label in sources), default=0)
     for part in dataset.parts:
         lines.append(
@@ -42,6 +44,17 @@ def lines_before(dataset: TextDataset, rows: int) -> list[str]:
             "teaches little; use more text (moejax tokenize) or fewer steps"
         )
     return lines
+
+
+def pairs_line(dataset: TextDataset) -> str:
+    """How many pairs there are, what of them the loss counts, and what was left out."""
+    said, rows = dataset.provenance, dataset.train
+    line = (
+        f"{said['train_pairs']:,} pairs, {said['validation_pairs']:,} more held out; the loss "
+        f"counts completions: {rows.counted / rows.targets:.1%} of the tokens"
+    )
+    dropped = said["dropped_long_pairs"]
+    return line + (f"; {dropped:,} longer than a row are left out" if dropped else "")
 
 
 def epoch_values(dataset: TextDataset, rows: int) -> dict[str, float]:

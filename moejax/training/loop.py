@@ -13,7 +13,7 @@ from moejax.data import Rows, baselines, train_iterator, validation_batches
 from moejax.models.sampling import generate
 from moejax.parallel import sharding, together
 from moejax.parallel.rows import LocalRows
-from moejax.training import data_account, prepare, run_dir
+from moejax.training import data_account, prepare, run_dir, start
 from moejax.training.beginning import Beginning, announcement, from_checkpoint, from_seed
 from moejax.training.checkpoints import Checkpointer, CheckpointError
 from moejax.training.failures import Interrupted, NonFiniteLoss, RunFailed
@@ -125,8 +125,13 @@ class Run:
             self.say(f"resuming at step {found.step} of {steps}")
         elif directory.resumed:
             self.say("resuming: the run has no checkpoint yet, so from step 0")
-        self.go_from(found or from_seed(self.programs, self.config.seed))
+        self.go_from(found or self.from_nothing())
         self.progress = Progress(steps, self.step) if self.first else Silent()
+
+    def from_nothing(self) -> Beginning:
+        """The state of step 0: of the seed, or of the run that this one starts from."""
+        found = from_seed(self.programs, self.config.seed)
+        return start.from_run(found, self.setup, self.directory.record, self.say)
 
     def go_from(self, found: Beginning) -> None:
         """Takes a state to train on from, and opens the batches and the metrics after it."""
@@ -216,7 +221,7 @@ class Run:
         if not self.log.due(done.step):
             metrics = metrics.replace(router_stats={}, router_state={})
         fetched = jax.device_get(metrics)
-        tokens = int(fetched.targets)
+        tokens = int(fetched.tokens)
         self.tokens += tokens
         flops = self.setup.billing.model_flops(tokens, float(fetched.assignments))
         self._step_flops = flops
@@ -380,8 +385,9 @@ def _rows_of(setup: prepare.Setup) -> tuple[LocalRows, LocalRows]:
 
 
 def _place(batch: dict[str, np.ndarray], rows: LocalRows) -> Batch:
-    """A process's rows on the mesh, as micro-batches."""
-    return Batch(*(rows.place(batch[name]) for name in FIELDS))
+    """A process's rows on the mesh, as micro-batches; with weights where the text has some."""
+    names = [*FIELDS, "weights"] if "weights" in batch else FIELDS
+    return Batch(*(rows.place(batch[name]) for name in names))
 
 
 __all__ = ["Interrupted", "NonFiniteLoss", "Run", "RunFailed"]

@@ -60,7 +60,7 @@ def lower(setup: Setup) -> Lowered:
         lower_step(config, abstract, mesh, hyper(setup)),
         # A validation batch is as large as a micro-batch: what trains in memory also validates.
         jax.jit(make_eval_step(config.model), out_shardings=whole).lower(
-            abstract, _batch(batch_rows(config, mesh, parts=1))
+            abstract, _batch(config, batch_rows(config, mesh, parts=1))
         ),
         abstract,
     )
@@ -83,7 +83,7 @@ def lower_step(
         donate_argnums=0,
         out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), whole),
     )
-    return step.lower(abstract, _batch(batch_rows(config, mesh)), told)
+    return step.lower(abstract, _batch(config, batch_rows(config, mesh)), told)
 
 
 def batch_rows(config: RunConfig, mesh: Mesh, parts: int = 0) -> jax.ShapeDtypeStruct:
@@ -94,8 +94,11 @@ def batch_rows(config: RunConfig, mesh: Mesh, parts: int = 0) -> jax.ShapeDtypeS
     return jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding(mesh, None, "batch", "length"))
 
 
-def _batch(rows: jax.ShapeDtypeStruct) -> Batch:
-    return Batch(rows, rows, rows, rows)
+def _batch(config: RunConfig, rows: jax.ShapeDtypeStruct) -> Batch:
+    weights = None
+    if config.data.weighted:
+        weights = jax.ShapeDtypeStruct(rows.shape, np.float32, sharding=rows.sharding)
+    return Batch(rows, rows, rows, rows, weights)
 
 
 def compile_programs(setup: Setup) -> Programs:
@@ -163,5 +166,5 @@ def program_key(setup: Setup) -> Hashable:
     options = sorted((name, repr(value)) for name, value in jax.config.values.items())
     return (
         config.model, optim, setup.mesh, train.batch_size, train.seq_len, train.micro_batches,
-        setup.choice, repr(setup.products), tuple(options),
+        config.data.weighted, setup.choice, repr(setup.products), tuple(options),
     )  # fmt: skip

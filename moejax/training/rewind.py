@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from moejax.parallel import together
-from moejax.training.beginning import from_checkpoint, from_seed
+from moejax.training.beginning import from_checkpoint
 from moejax.training.divergence import leave_inspection, newest_good, rewind_line, stopped_by
 from moejax.training.guard import BadStep
 from moejax.training.local_copies import restore_newest, run_name
@@ -59,7 +59,7 @@ def rewind(run: "Run", bad: BadStep) -> None:
         if restored is not None:
             found = from_checkpoint(restored)
         elif _may_begin_again(run, bad):
-            found = from_seed(run.programs, run.config.seed)
+            found = run.from_nothing()
         else:
             raise stopped_by(bad, guard, last_good)
         give_up_after(run, -1 if restored is None else found.step)

@@ -75,6 +75,30 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class StartConfig:
+    """Weights to start from (block ``start``): another run's parameters and routers' state.
+
+    The optimizer begins anew, and so do steps, tokens and the order of the data. A resumed run goes
+    on from its own checkpoints.
+
+    Attributes:
+      run: the other run's folder; "" starts from the seed.
+      step: of its checkpoint; 0 takes the one of the lowest validation loss, or the newest where
+        none was validated.
+    """
+
+    run: str = ""
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        check_not_negative("start", self, "step")
+        check(
+            bool(self.run) or not self.step, "start.step", self.step,
+            "names no checkpoint without start.run; give the folder of a run",
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """A whole run. ``model.moe`` holds the blocks ``moe`` and ``router``.
 
@@ -93,6 +117,7 @@ class RunConfig:
     budget: BudgetConfig = BudgetConfig()
     cost: CostConfig = CostConfig()
     guard: GuardConfig = GuardConfig()
+    start: StartConfig = StartConfig()
     seed: int = 0
     stage: str = "pretrain"
 
@@ -204,6 +229,7 @@ __all__ = [
     "MAY_CHANGE",
     "ConfigError",
     "RunConfig",
+    "StartConfig",
     "TrainConfig",
     "differences",
     "from_dict",

@@ -12,7 +12,7 @@ from typing import Any
 from moejax.config import UserError
 from moejax.cost import hardware
 from moejax.parallel import together
-from moejax.training import local_copies, prepare, run_dir
+from moejax.training import local_copies, prepare, run_dir, start
 from moejax.training.run_config import RunConfig, flat
 
 VISIBLE_SECONDS = 10.0  # for a shared file system to show what another machine wrote
@@ -38,7 +38,8 @@ def open_setup(
             run_dir.check_step(path, resume_from)
         local_copies.check_folder(config.checkpoint)
         setup = prepare.prepare(config)
-        return setup, run_dir.open_run(path, setup.config, setup.dataset), path
+        directory = run_dir.open_run(path, setup.config, setup.dataset)
+        return setup, start.recorded_in(directory, setup), path
 
     setup, directory, path = together.agreed(work, lambda found: _compared(found[1]))
     if together.count() > 1:
@@ -56,6 +57,7 @@ def _compared(directory: run_dir.RunDirectory) -> dict[str, Any]:
         "python": record["python"],
         "corpus": record["data"]["fingerprint"],
         "--workdir": "a run's" if directory.resumed else "new",
+        "start": record.get("start"),
     }
 
 

@@ -10,7 +10,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, UInt32
 
 from moejax.models import LossOutput, ModelConfig, Transformer, update_router_state
-from moejax.models.mtp import AheadSums, counted_targets
+from moejax.models.mtp import AheadSums, counted_targets, divisor
 from moejax.moe.routers import batch_loads
 from moejax.parallel import axis_rules
 from moejax.training.optimizers import OptimConfig, optimizer_under
@@ -33,12 +33,14 @@ class Batch:
       targets: next tokens.
       segment_ids: document of each token in its row; 0 is padding and is not counted.
       positions: position in the document.
+      weights: how much each target counts in the loss, from 0 up; None counts every one 1.
     """
 
     tokens: Int[Array, "A B S"]
     targets: Int[Array, "A B S"]
     segment_ids: Int[Array, "A B S"]
     positions: Int[Array, "A B S"]
+    weights: Float[Array, "A B S"] | None = None
 
 
 @struct.dataclass
@@ -50,12 +52,13 @@ class StepMetrics:
       aux_loss: weighted auxiliary losses, the mean over micro-batches.
       gradient_norm: global norm before clipping.
       learning_rate: what this step used.
-      targets: tokens counted in the loss.
+      targets: tokens counted in the loss: the sum of their weights.
       assignments: tokens that experts computed, all experts and MoE layers added; what capacity
         dropped is not among them.
       router_stats: sums over the whole batch, by segment and layer.
       router_state: what the routers keep, after the step.
       mtp: of MTP modules; None without any.
+      computed: tokens that the model ran over; None where each of them is a target that counts 1.
     """
 
     loss: Float[Array, ""]
@@ -67,6 +70,12 @@ class StepMetrics:
     router_stats: Tree
     router_state: Tree
     mtp: "MTPMetrics | None" = None
+    computed: Float[Array, ""] | None = None
+
+    @property
+    def tokens(self) -> Float[Array, ""]:
+        """Tokens that the model ran over, which are what is paid for."""
+        return self.targets if self.computed is None else self.computed
 
 
 @struct.dataclass
@@ -91,7 +100,7 @@ class EvalMetrics:
 
     Attributes:
       nll: summed negative log-likelihood, nats.
-      targets: tokens counted.
+      targets: tokens counted: the sum of their weights.
       router_stats: sums over the batch, by segment and layer.
     """
 
@@ -109,17 +118,17 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """The function of one optimizer step, over all micro-batches of a batch.
 
-    Gradients are those of the mean over the targets of the whole batch, however they fall into
-    micro-batches; auxiliary losses are averaged over micro-batches. Routers' state moves once,
-    by statistics summed over all of them. Routers' noise is drawn from the seed, the step and the
-    number of the micro-batch. The loss of MTP modules, the mean over modules of the mean over the
-    whole batch's targets, is added with ``mtp_weight`` of the step.
+    Gradients are those of the mean over the targets of the whole batch, by their weights where it
+    has some, however they fall into micro-batches; auxiliary losses are averaged over
+    micro-batches. Routers' state moves once, by statistics summed over all of them. Routers' noise
+    is drawn from the seed, the step and the number of the micro-batch. The loss of MTP modules, the
+    mean over modules of the mean over the whole batch's targets, is added with ``mtp_weight`` of
+    the step.
     """
     transformer = Transformer(model)
 
     def gradients(state: TrainState, part: Batch, index: Array, before: Tree, batch: Batch):
-        parts = batch.tokens.shape[0]
-        targets = jnp.maximum(jnp.sum(batch.segment_ids > 0), 1).astype(jnp.float32)
+        parts, targets = batch.tokens.shape[0], _targets(batch)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), state.step), index)
         fixed = {"router_state": state.router_state, "router_batch": batch_loads(before)}
 
@@ -127,7 +136,7 @@ def make_train_step(
             out = _loss(transformer, {"params": params, **fixed}, part, key)
             loss = out.nll / targets + out.aux_loss / parts
             if out.mtp is not None:
-                counted = counted_targets(batch.segment_ids, model.mtp_depth)
+                counted = counted_targets(batch.segment_ids, model.mtp_depth, batch.weights)
                 ahead = out.mtp.replace(targets=counted).loss
                 loss += mtp_weight(state.step) * ahead
             return loss, out
@@ -136,7 +145,7 @@ def make_train_step(
         return grads, (out.nll / targets, out.aux_loss / parts, out.router_stats, out.mtp)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        targets = jnp.maximum(jnp.sum(batch.segment_ids > 0), 1).astype(jnp.float32)
+        targets = _targets(batch)
         run = lambda part, index, before: gradients(state, part, index, before, batch)
         grads, (loss, aux_loss, router_stats, mtp) = _over_parts(run, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -148,9 +157,11 @@ def make_train_step(
         )
         norm, rate = optax.tree.norm(grads), jnp.asarray(schedule(state.step), jnp.float32)
         computed = _assignments(router_stats)
+        found = None if mtp is None else _mtp_metrics(mtp, mtp_weight(state.step))
+        tokens = None if batch.weights is None else jnp.sum(batch.segment_ids > 0)
         return new, StepMetrics(
-            loss, aux_loss, norm, rate, targets, computed, router_stats, new.router_state,
-            None if mtp is None else _mtp_metrics(mtp, mtp_weight(state.step)),
+            loss, aux_loss, norm, rate, targets, computed, router_stats, new.router_state, found,
+            tokens,
         )  # fmt: skip
 
     return step
@@ -187,6 +198,14 @@ def _over_parts(run: Callable[[Batch, Array | int, Tree], Tree], batch: Batch) -
     return jax.lax.scan(add, zeros, (batch, jnp.arange(parts)))[0]
 
 
+def _targets(batch: Batch) -> Array:
+    """What the loss is divided by: the targets of a whole batch, or the sum of their weights."""
+    valid = batch.segment_ids > 0
+    if batch.weights is None:
+        return divisor(jnp.sum(valid), weighted=False).astype(jnp.float32)
+    return divisor(jnp.sum(valid * batch.weights.astype(jnp.float32)), weighted=True)
+
+
 def make_eval_step(model: ModelConfig) -> Callable[[TrainState, Batch], EvalMetrics]:
     """The function of an evaluation batch."""
     transformer = Transformer(model)
@@ -201,8 +220,7 @@ def make_eval_step(model: ModelConfig) -> Callable[[TrainState, Batch], EvalMetr
 
 
 def _mtp_metrics(sums: AheadSums, weight: Array | float) -> MTPMetrics:
-    targets = jnp.maximum(sums.targets, 1)
-    weight = jnp.asarray(weight, jnp.float32)
+    targets, weight = sums.divisor, jnp.asarray(weight, jnp.float32)
     return MTPMetrics(sums.nll / targets, sums.accepted / targets, weight)
 
 
@@ -220,6 +238,6 @@ def _loss(
     with axis_rules():
         return transformer.apply(
             variables, part.tokens, part.targets, part.segment_ids, part.positions,
-            train=noise is not None, mtp=noise is not None, method=Transformer.loss,
-            rngs=None if noise is None else {"router": noise},
+            train=noise is not None, mtp=noise is not None, weights=part.weights,
+            method=Transformer.loss, rngs=None if noise is None else {"router": noise},
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from moejax.config import check
 from moejax.moe.experts import ExpertWeights
 from moejax.moe.routers.rows import GatheredRows, MixedRows, Rows, ScaledRows, TokenRows
 from moejax.moe.routers.stats import routing_stats
@@ -168,15 +169,33 @@ class Router(nn.Module):
 
     A subclass sets ``Options`` and ``card`` and defines ``__call__``. If it keeps state, it
     declares it in the collection ``router_state``, only reads it there, and overrides ``update``.
+
+    What a router chose is written to the collection ``router_choice``, variable ``expert``
+    (B, S, K), where a caller makes that collection mutable; E and above is none. Choices given in
+    the collection ``router_replay``, of the same form, take the place of the router's own: gates
+    are those of the live scores, losses and statistics as if the router had chosen so. This is how
+    the experts of a rollout are kept in an update (R3, arXiv 2510.11370) or those of the old policy
+    in all of its updates (GSPO, arXiv 2507.18071, section 4.4). Under ``capacity``, what a choice
+    finds no slot for is dropped anew.
+
+    Class attributes:
+      replays: it takes given choices, by ``replayed``. A ``__call__`` of a subclass's own says so
+        anew.
     """
 
     Options: ClassVar[type[RouterOptions]] = RouterOptions
     card: ClassVar[Card]
+    replays: ClassVar[bool] = False
 
     options: RouterOptions
     num_experts: int
     top_k: int
     init_std: float = 0.0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        if "__call__" in vars(cls) and "replays" not in vars(cls):
+            cls.replays = False
+        super().__init_subclass__(**kwargs)
 
     def __call__(self, inputs: RouterInputs) -> Routing:
         raise NotImplementedError
@@ -206,6 +225,43 @@ class Router(nn.Module):
         count = choices or self.options.num_choices(self.num_experts)
         kernel = self.matrix("kernel", (x.shape[-1], count), ("embed", "router_expert"))
         return project(x, kernel)
+
+    def replayed(self, inputs: RouterInputs) -> Int[Array, "T K"] | None:
+        """The experts that the collection ``router_replay`` gives; None where it has none.
+
+        Raises:
+          ValueError: given choices are not of the shape (B, S, K) of what is routed.
+        """
+        if not self.has_variable("router_replay", "expert"):
+            return None
+        given, wanted = self.get_variable("router_replay", "expert"), inputs.valid.shape
+        if given.shape[:2] != wanted or given.ndim != 3:
+            raise ValueError(f"router_replay has shape {given.shape}; {(*wanted, 'K')} is routed")
+        return jnp.minimum(given.reshape(-1, given.shape[-1]), self.num_experts)
+
+    def _keep_choice(self, inputs: RouterInputs, expert: Int[Array, "R K"], rows: Rows) -> None:
+        """Writes a decision to ``router_choice`` where that is asked for.
+
+        Raises:
+          ConfigError: the router's rows are no tokens, or it was given choices it did not take.
+        """
+        if self.is_initializing():
+            return
+        kept, name = self.is_mutable_collection("router_choice"), self.options.name
+        check(
+            self.replays or not self.has_variable("router_replay", "expert"), "router.name", name,
+            "does not choose by scores that could weigh other experts, so its routing cannot be "
+            "replayed; use a top-k router such as deepseek_v3",
+        )  # fmt: skip
+        check(
+            not kept or isinstance(rows, TokenRows), "router.name", name,
+            "gives its experts rows that are no tokens, so no token has experts to keep; use a "
+            "top-k router such as deepseek_v3",
+        )  # fmt: skip
+        if kept:
+            chosen = expert.reshape(*inputs.valid.shape, -1)
+            chosen = nn.with_logical_constraint(chosen, ("batch", "length", None))
+            self.put_variable("router_choice", "expert", chosen)
 
     def finish(
         self,
@@ -241,6 +297,7 @@ class Router(nn.Module):
         if isinstance(rows, TokenRows):
             expert = jnp.where(valid[:, None], expert, self.num_experts)
         expert = jnp.minimum(expert, self.num_experts).astype(jnp.int32)
+        self._keep_choice(inputs, expert, rows)
         gate = jnp.where(expert < self.num_experts, gate.astype(jnp.float32), 0.0)
         measured = routing_stats(
             valid, expert, gate, jax.lax.stop_gradient(logits),

@@ -68,6 +68,7 @@ class XMoERouter(ScoredRouter):
         "cosines in a low dimension over a learned temperature, softmax, top-k",
         "X-MoE, 2204.09179", "", "against representations that collapse onto experts",
     )  # fmt: skip
+    replays: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, inputs: RouterInputs) -> Routing:
@@ -84,8 +85,10 @@ class XMoERouter(ScoredRouter):
         scale = self.param("scale", one, (1,), jnp.float32)
         cosine = project(unit(project(x, reduction), -1), unit(embeddings, 0))
         logits = cosine / jnp.maximum(o.temperature * scale, 1e-4)[None, :]
-        expert = rowwise.top_k(jax.lax.stop_gradient(cosine), self.top_k)[1]
-        gate = gates(jax.nn.softmax(logits, axis=-1), expert, False)
+        expert = given = self.replayed(inputs)
+        if given is None:
+            expert = rowwise.top_k(jax.lax.stop_gradient(cosine), self.top_k)[1]
+        gate = gates(jax.nn.softmax(logits, axis=-1), expert, False, partial=given is not None)
         probabilities = jax.nn.softmax(cosine / o.temperature, axis=-1)
         return self.decide(inputs, logits, probabilities, expert, gate)
 

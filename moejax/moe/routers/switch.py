@@ -201,22 +201,28 @@ class MoGERouter(ScoredRouter):
         "softmax, then the best K / G of each of G groups", "Pangu Pro MoE, 2505.21411", "",
         "devices that are balanced whatever is learned",
     )  # fmt: skip
+    replays: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, inputs: RouterInputs) -> Routing:
         groups = self.options.num_groups or self.top_k
         logits = self.logits(inputs.x.reshape(-1, inputs.x.shape[-1]))
         probabilities = jax.nn.softmax(logits, axis=-1)
-        grouped = jax.lax.stop_gradient(logits).reshape(len(logits), groups, -1)
+        expert = given = self.replayed(inputs)
+        if given is None:
+            expert = self._select(jax.lax.stop_gradient(logits), groups)
+        gate = gates(probabilities, expert, False, partial=given is not None)
+        return self.decide(inputs, logits, probabilities, expert, gate)
+
+    def _select(self, logits: Float[Array, "T E"], groups: int) -> Int[Array, "T K"]:
+        """The best of every group."""
+        grouped = logits.reshape(len(logits), groups, -1)
         if self.top_k == groups:
             inside = jnp.argmax(grouped, axis=-1)[..., None]
         else:
             inside = rowwise.top_k(grouped, self.top_k // groups)[1]
         start = jnp.arange(groups) * grouped.shape[-1]
-        expert = (inside + start[None, :, None]).reshape(len(logits), self.top_k)
-        return self.decide(
-            inputs, logits, probabilities, expert, gates(probabilities, expert, False)
-        )
+        return (inside + start[None, :, None]).reshape(len(logits), self.top_k)
 
 
 def top_two(scores: Float[Array, "T E"]) -> Int[Array, "T 2"]:

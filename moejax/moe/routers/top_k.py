@@ -130,6 +130,7 @@ class TopKRouter(ScoredRouter):
         "selection bias, by rule",
         "an ablation that changes one choice at a time",
     )
+    replays: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, inputs: RouterInputs) -> Routing:
@@ -137,8 +138,10 @@ class TopKRouter(ScoredRouter):
         logits = self.scored_logits(inputs)
         scores = score(o.score, logits)
         bias = self.bias(logits.shape[-1])
-        expert = select(scores, bias, self.top_k, o.num_groups, o.groups_kept, o.group_score)
-        gate = gates(scores, expert, o.normalize_gates, o.routed_scale)
+        expert = given = self.replayed(inputs)
+        if given is None:
+            expert = select(scores, bias, self.top_k, o.num_groups, o.groups_kept, o.group_score)
+        gate = gates(scores, expert, o.normalize_gates, o.routed_scale, partial=given is not None)
         probabilities = normalized(o.score, scores)
         return self.decide(
             inputs, logits, probabilities, expert, gate,
@@ -252,10 +255,22 @@ def select(
 
 
 def gates(
-    scores: Float[Array, "T E"], expert: Int[Array, "T K"], normalize: bool, scale: float = 1.0
+    scores: Float[Array, "T E"],
+    expert: Int[Array, "T K"],
+    normalize: bool,
+    scale: float = 1.0,
+    *,
+    partial: bool = False,
 ) -> Float[Array, "T K"]:
-    """Scores of the chosen, divided by their sum if asked, times a factor."""
+    """Scores of the chosen, divided by their sum if asked, times a factor.
+
+    With ``partial``, choices of E and above are none: their gate is 0, in the sum as well.
+    """
+    if partial:
+        none, expert = expert >= scores.shape[-1], jnp.minimum(expert, scores.shape[-1] - 1)
     gate = jnp.take_along_axis(scores, expert, axis=-1)
+    if partial:
+        gate = jnp.where(none, 0.0, gate)
     if normalize:
         gate = gate / (jnp.sum(gate, axis=-1, keepdims=True) + 1e-20)
     return gate * scale if scale != 1.0 else gate

@@ -229,6 +229,7 @@ class LongCatRouter(TopKRouter):
         "softmax plus selection bias over experts and identities", "LongCat-Flash, 2509.01322",
         "selection bias", "a budget of experts that tokens share out among themselves",
     )  # fmt: skip
+    replays: ClassVar[bool] = False  # which of the experts without matrices is not kept
 
     @nn.compact
     def __call__(self, inputs: RouterInputs) -> Routing:
