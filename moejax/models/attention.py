@@ -1,7 +1,6 @@
 """Grouped-query attention with rotary embeddings, for whole rows and for cached decoding."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
@@ -9,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 from moejax.models.attend import attend
 from moejax.models.layers import DType, Linear, RMSNorm
 from moejax.models.model_config import ModelConfig
+from moejax.models.ring import Place, appends, attend_cached, slot_positions, write
 from moejax.models.rope import frequencies, rotate
 
 
@@ -17,41 +17,43 @@ class Masks:
     """What queries may see, by kind of layer; each broadcastable to (B, H, S, keys).
 
     Attributes:
-      full: of a layer that sees all earlier positions.
+      full: of a layer that sees all earlier positions; None if there is none.
       window: of a layer that sees the last ``attention.window`` only; None if there is none.
+      place: with a cache, where the queries' own keys go in it.
     """
 
-    full: Bool[Array, "..."]
+    full: Bool[Array, "..."] | None
     window: Bool[Array, "..."] | None = None
+    place: Place | None = None
 
 
 @struct.dataclass
 class KeyValueCache:
     """Keys and values of the positions seen so far, with room for more.
 
+    Which slots are filled the whole cache knows, and the mask says; see ``moejax.models.ring``.
+
     Attributes:
-      key: rotated keys; positions from ``index`` on are not yet filled.
+      key: rotated keys; of a layer with a window, those of the last M positions.
       value: values.
-      index: positions filled, the same for every row.
     """
 
-    key: Float[Array, "*layers B M N d"]
-    value: Float[Array, "*layers B M N d"]
-    index: Int[Array, "*layers"]
+    key: Float[Array, "*layers B N M d"]
+    value: Float[Array, "*layers B N M d"]
 
     @classmethod
     def empty(
         cls, config: ModelConfig, layers: int, batch: int, length: int, dtype: DType
     ) -> "KeyValueCache":
         """Room for ``length`` positions of ``batch`` rows in each of ``layers`` layers."""
-        shape = (layers, batch, length, config.attention.kv_heads, config.head_dim)
+        shape = (layers, batch, config.attention.kv_heads, length, config.head_dim)
         empty = jnp.zeros(shape, dtype)
-        return cls(empty, empty, jnp.zeros(layers, jnp.int32))
+        return cls(empty, empty)
 
     @property
     def length(self) -> int:
         """Positions that it has room for, M."""
-        return self.key.shape[-3]
+        return self.key.shape[-2]
 
 
 def attention_mask(
@@ -66,32 +68,48 @@ def attention_mask(
       length: S.
       window: positions that a query sees, its own included; 0 means all.
     """
-    seen = cached_mask(jnp.zeros((), jnp.int32), length, length, window)
+    seen = cached_mask(jnp.zeros(1, jnp.int32), length, length, window)
     if segment_ids is None:
         return seen
     return seen & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
 
 
 def cached_mask(
-    start: Int[Array, ""], length: int, reach: int, window: int = 0
-) -> Bool[Array, "1 1 S M"]:
+    start: Int[Array, " B"], length: int, reach: int, window: int = 0
+) -> Bool[Array, "B 1 S M"]:
     """As ``attention_mask``, for ``length`` queries from position ``start`` on over M cached keys.
 
     Args:
-      start: position of the first query.
+      start: position of each row's first query.
       length: S.
-      reach: positions that the cache has room for, M.
+      reach: positions that the cache has room for, M; position p stands in slot p.
       window: positions that a query sees, its own included; 0 means all.
     """
     key = jnp.arange(reach)[None, None, None, :]
-    query = (start + jnp.arange(length))[None, None, :, None]
+    query = (start[:, None] + jnp.arange(length)[None])[:, None, :, None]
     seen = key <= query
     return seen & (key > query - window) if window else seen
 
 
-def write(old: Float[Array, "B M *w"], new: Float[Array, "B S *w"], index: Int[Array, ""]) -> Array:
-    """A cache's array with S positions more, from ``index`` on."""
-    return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), index, axis=1)
+def ring_mask(
+    start: Int[Array, " B"], at: Int[Array, "B S"], room: int, window: int
+) -> Bool[Array, "B 1 S M"] | Bool[Array, "B 1 S R"]:
+    """What the queries of a layer with a window see of a ring: with several, their own keys after
+    the ring's slots; with one, its key in the ring.
+
+    Args:
+      start: position of each row's first query.
+      at: ``Place.at``.
+      room: slots of the ring, M.
+      window: positions that a query sees, its own included.
+    """
+    query = start[:, None] + jnp.arange(at.shape[1])[None]
+    if appends(window, at.shape[1]):
+        key = jnp.concatenate([slot_positions(start - 1, room), at], axis=1)
+    else:
+        key = slot_positions(start, room)
+    key, query = key[:, None, None, :], query[:, None, :, None]
+    return (key >= 0) & (key <= query) & (key > query - window)
 
 
 class GroupedQueryAttention(nn.Module):
@@ -112,8 +130,9 @@ class GroupedQueryAttention(nn.Module):
         positions: Int[Array, "B S"],
         mask: Bool[Array, "..."],
         cache: KeyValueCache | None = None,
+        place: Place | None = None,
     ) -> tuple[Float[Array, "B S D"], KeyValueCache | None]:
-        """Attends; with a cache, writes this call's keys and values into it first.
+        """Attends; with a cache, writes this call's keys and values into it.
 
         Args:
           x: normalised layer input.
@@ -121,6 +140,7 @@ class GroupedQueryAttention(nn.Module):
           mask: what each query may see, broadcastable to (B, H, S, keys); without a cache,
             ``attention_mask``'s, which lets no query see a later key.
           cache: where earlier keys and values stand.
+          place: with a cache, where this call's stand.
 
         Returns:
           The output and the cache after the call (None without one).
@@ -134,18 +154,21 @@ class GroupedQueryAttention(nn.Module):
         query = self._place(heads("query", options.num_heads, "heads"), "query_norm", positions)
         key = self._place(heads("key", options.kv_heads, "kv_heads"), "key_norm", positions)
         value = heads("value", options.kv_heads, "kv_heads")
-        whole = cache is None
+        if cache is None or place.whole:
+            mixed = attend(
+                query, key, value, mask, name=options.implementation, sinks=self._sinks(),
+                window=self.window,
+            )  # fmt: skip
         if cache is not None:
-            cache = KeyValueCache(
-                write(cache.key, key, cache.index),
-                write(cache.value, value, cache.index),
-                cache.index + x.shape[1],
-            )
-            key, value = cache.key.astype(x.dtype), cache.value.astype(x.dtype)
-        mixed = attend(
-            query, key, value, mask, name=options.implementation, sinks=self._sinks(),
-            window=self.window, whole=whole,
-        )  # fmt: skip
+            old = cache
+            cache = KeyValueCache(write(old.key, key, place), write(old.value, value, place))
+            if not place.whole:
+                seen = (cache.key, cache.value)
+                if appends(self.window, x.shape[1]):
+                    beside = lambda old, new: jnp.concatenate([old, new.swapaxes(1, 2)], axis=2)
+                    seen = (beside(old.key, key), beside(old.value, value))
+                seen = (array.astype(x.dtype) for array in seen)
+                mixed = attend_cached(query, *seen, mask, self._sinks())
         axes = ("heads", "head_dim", "embed")
         out = Linear(
             (x.shape[-1],), axes, 2, config.init_std, options.bias == "all", config.precision,

@@ -79,11 +79,11 @@ class Layer(nn.Module):
         config = self.config
         if config.attention.kind == "mla":
             attention = MultiHeadLatentAttention(config, name="attention")
-            return attention(x, positions, masks.full, cache)
+            return attention(x, positions, masks.full, cache, masks.place)
         window = config.attention.window if has_window(self.kind) else 0
         mask = masks.window if window else masks.full
         attention = GroupedQueryAttention(config, window, name="attention")
-        return attention(x, positions, mask, cache)
+        return attention(x, positions, mask, cache, masks.place)
 
 
 class Pattern(nn.Module):

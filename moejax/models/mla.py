@@ -14,10 +14,10 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from moejax.models.attend import attend, attend_on_device
-from moejax.models.attention import write
 from moejax.models.context import attend_from_here, is_cut
 from moejax.models.layers import DType, Linear, RMSNorm, kernel_init, linear
 from moejax.models.model_config import ModelConfig
+from moejax.models.ring import Place, write
 from moejax.models.rope import frequencies, rotate
 from moejax.numerics import Precision
 
@@ -28,13 +28,10 @@ class LatentCache:
 
     Attributes:
       entry: the normalised latent (first ``kv_lora_rank`` channels) and the turned shared key, in
-        one array since a query multiplies with both at once; positions from ``index`` on are not
-        yet filled.
-      index: positions filled, the same for every row.
+        one array since a query multiplies with both at once.
     """
 
     entry: Float[Array, "*layers B M w"]
-    index: Int[Array, "*layers"]
 
     @classmethod
     def empty(
@@ -42,7 +39,7 @@ class LatentCache:
     ) -> "LatentCache":
         """Room for ``length`` positions of ``batch`` rows in each of ``layers`` layers."""
         width = config.attention.kv_lora_rank + config.attention.rope_head_dim
-        return cls(jnp.zeros((layers, batch, length, width), dtype), jnp.zeros(layers, jnp.int32))
+        return cls(jnp.zeros((layers, batch, length, width), dtype))
 
     @property
     def length(self) -> int:
@@ -110,8 +107,9 @@ class MultiHeadLatentAttention(nn.Module):
         positions: Int[Array, "B S"],
         mask: Bool[Array, "..."],
         cache: LatentCache | None = None,
+        place: Place | None = None,
     ) -> tuple[Float[Array, "B S D"], LatentCache | None]:
-        """Attends; with a cache, writes this call's latents and shared keys into it first.
+        """Attends; with a cache, writes this call's latents and shared keys into it.
 
         Args:
           x: normalised layer input.
@@ -119,6 +117,7 @@ class MultiHeadLatentAttention(nn.Module):
           mask: what each query may see, broadcastable to (B, H, S, keys); without a cache,
             ``attention_mask``'s, which lets no query see a later key.
           cache: where earlier latents and shared keys stand.
+          place: with a cache, where this call's stand.
 
         Returns:
           The output and the cache after the call (None without one).
@@ -142,12 +141,14 @@ class MultiHeadLatentAttention(nn.Module):
             name="kv_up",
         )  # fmt: skip
         scale = config.head_dim**-0.5 * options.rope.softmax_factor
-        if cache is None:
+        whole = cache is None or place.whole
+        if cache is not None:
+            entry = jnp.concatenate([latent, shared[:, :, 0]], -1)
+            cache = LatentCache(write(cache.entry, entry, place))
+        if whole:
             query = jnp.concatenate([still, turned], -1)
             mixed = self._attend(query, up, latent, shared, mask, scale)
         else:
-            entry = jnp.concatenate([latent, shared[:, :, 0]], -1)
-            cache = LatentCache(write(cache.entry, entry, cache.index), cache.index + x.shape[1])
             # One key/value head. A copy of the latents would cost more than to mix the shared keys
             # too; heads of this width are beyond cuDNN's.
             entries = cache.entry[:, :, None].astype(x.dtype)

@@ -3,9 +3,9 @@
 import flax.linen as nn
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from moejax.models.cache import Caches, make_masks
+from moejax.models.cache import Caches, cached_masks, layer_caches, make_masks
 from moejax.models.decoder import Carry, Stats, scanned
 from moejax.models.layers import RMSNorm, compute_dtype
 from moejax.models.log_probs import token_log_probs
@@ -95,6 +95,7 @@ class Transformer(nn.Module):
         positions: Int[Array, "B S"] | None = None,
         cache: Caches | None = None,
         train: bool = False,
+        fresh: bool = False,
     ) -> Output:
         """Next-token logits of every position, in float32.
 
@@ -104,26 +105,33 @@ class Transformer(nn.Module):
             document a row.
           positions: position of each token in its document; None counts from 0, or from the
             cache's length.
-          cache: from ``init_cache``, or an earlier call's; then rows hold one document each and
-            ``segment_ids`` must be None.
+          cache: from ``init_cache``, or an earlier call's; then rows hold one document each, and
+            padding (``segment_ids`` of 0) stands behind all else. What is padding is not kept.
           train: routers may draw noise, from the rng stream ``router``, and make the choices that
             are for training only; False has them route as in use.
+          fresh: the cache is an empty one: the call computes what it would without, and fills it.
         """
-        output = self.encode(tokens, segment_ids, positions, cache, train)
-        return output.replace(logits=self._logits(output.hidden))
+        output = self.encode(tokens, segment_ids, positions, cache, train, fresh)
+        return output.replace(logits=self.logits(output.hidden))
 
-    def encode(self, tokens, segment_ids=None, positions=None, cache=None, train=False) -> Output:
+    def encode(
+        self, tokens, segment_ids=None, positions=None, cache=None, train=False, fresh=False
+    ) -> Output:
         """As ``__call__``, without the logits."""
         batch, length = tokens.shape
-        start = jnp.zeros((), jnp.int32) if cache is None else cache["index"]
-        if positions is None:
-            positions = jnp.broadcast_to(start + jnp.arange(length)[None], (batch, length))
-        masks = make_masks(self.config, segment_ids, length, cache)
         valid = jnp.ones(tokens.shape, bool) if segment_ids is None else segment_ids > 0
+        start = jnp.zeros(batch, jnp.int32) if cache is None else cache["index"]
+        if positions is None:
+            positions = start[:, None] + jnp.arange(length)[None]
+        if cache is None:
+            masks = make_masks(self.config, segment_ids, length)
+        else:
+            layers = layer_caches(self.config, cache)
+            masks = cached_masks(self.config, layers, start, valid, fresh)
         x = self._embed(tokens)
         inputs = RouterInputs(None, valid, tokens, positions, segment_ids, train=train)
         carry, stats = self._carry(x), {}
-        new_cache = None if cache is None else {**cache, "index": start + length}
+        new_cache = None if cache is None else {**cache, "index": start + jnp.sum(valid, axis=1)}
         for i in range(len(self.config.layout)):
             name = f"segment_{i}"
             caches = None if cache is None else cache[name]
@@ -171,7 +179,7 @@ class Transformer(nn.Module):
         for k in range(self.config.mtp_depth):
             segments, following = counted_segments(segment_ids, k), shift(targets, k)
             inputs = RouterInputs(None, segments > 0, following, positions, segments, train=train)
-            masks = make_masks(self.config, segments, targets.shape[1], None)
+            masks = make_masks(self.config, segments, targets.shape[1])
             hidden, more, layer_stats, _ = self._module(k, hidden, inputs, masks, None)
             aux_loss += more
             if layer_stats:
@@ -196,6 +204,8 @@ class Transformer(nn.Module):
         hidden: Float[Array, "B S D"],
         following: Int[Array, "B S"],
         cache: Caches,
+        valid: Bool[Array, "B S"] | None = None,
+        fresh: bool = False,
     ) -> Output:
         """Module k over further positions of rows that it has seen the beginnings of.
 
@@ -204,18 +214,22 @@ class Transformer(nn.Module):
           hidden: ``Output.hidden`` of the main model, for k > 0 of module k - 1.
           following: the token k + 1 positions later, drafted or given.
           cache: from ``init_cache`` with ``mtp``, or an earlier call's.
+          valid: False for padding, which stands behind all else; None means none is.
+          fresh: as in ``__call__``.
 
         Returns:
           Logits of the token k + 2 positions later, and the cache after the call.
         """
-        name, start, length = f"mtp_{k}_layer", cache[f"mtp_{k}"], following.shape[1]
-        positions = jnp.broadcast_to(start + jnp.arange(length)[None], following.shape)
-        inputs = RouterInputs(None, jnp.ones(following.shape, bool), following, positions)
-        masks = make_masks(self.config, None, length, {**cache, "index": start})
+        name, start = f"mtp_{k}_layer", cache[f"mtp_{k}"]
+        valid = jnp.ones(following.shape, bool) if valid is None else valid
+        positions = start[:, None] + jnp.arange(following.shape[1])[None]
+        inputs = RouterInputs(None, valid, following, positions)
+        layers = [(self.config.mtp_kind, cache[name]["layer_0"])]
+        masks = cached_masks(self.config, layers, start, valid, fresh)
         hidden, aux_loss, stats, caches = self._module(k, hidden, inputs, masks, cache[name])
-        cache = {**cache, f"mtp_{k}": start + length, name: caches}
+        cache = {**cache, f"mtp_{k}": start + jnp.sum(valid, axis=1), name: caches}
         stats = {name: stats} if stats else {}
-        return Output(self._logits(hidden), hidden, aux_loss, stats, cache)
+        return Output(self.logits(hidden), hidden, aux_loss, stats, cache)
 
     def _embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
         x = jnp.take(self.embedding, tokens, axis=0).astype(compute_dtype(self.config.dtype))
@@ -309,7 +323,8 @@ class Transformer(nn.Module):
             sums.append((nll, jnp.sum(weights), accepted))
         return AheadSums(*map(jnp.stack, zip(*sums, strict=True)), weighted=given is not None)
 
-    def _logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
+    def logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
+        """Next-token logits from ``Output.hidden``, in float32."""
         kernel = self._head().astype(hidden.dtype)
         return jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
 
