@@ -84,13 +84,7 @@ def parser_of_commands() -> argparse.ArgumentParser:
     tokenize.add_argument("--out", required=True, metavar="DIR", help="folder for the shards")
     flags.format_flag(tokenize)
 
-    generate = command("generate", _generate, "continue a text with a trained model")
-    generate.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
-    generate.add_argument("--prompt", default="", metavar="TEXT")
-    generate.add_argument("--tokens", type=int, default=200, help="tokens to add at most")
-    generate.add_argument("--temperature", type=float, default=0.8)
-    generate.add_argument("--seed", type=int, default=0)
-    flags.format_flag(generate)
+    flags.generate_flags(command("generate", _generate, "continue a text with a trained model"))
 
     inspect = command("inspect", _inspect, "what a trained model's routers do with held-out text")
     inspect.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
@@ -192,14 +186,9 @@ def _tokenize(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from moejax.training import restore
+    from moejax.training import generate_command
 
-    text = restore.generate(
-        options.workdir, options.prompt, tokens=options.tokens, seed=options.seed,
-        temperature=options.temperature,
-    )  # fmt: skip
-    _print(options, {"text": text}, text)
-    return 0
+    return generate_command.run(options, lambda result, text: _print(options, result, text))
 
 
 def _import(options: argparse.Namespace) -> int:

@@ -144,10 +144,30 @@ def plan_flags(plan: argparse.ArgumentParser) -> None:
     format_flag(plan)
 
 
+def generate_flags(generate: argparse.ArgumentParser) -> None:
+    """``moejax generate``."""
+    generate.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
+    generate.add_argument("--prompt", default="", metavar="TEXT")
+    generate.add_argument("--tokens", type=int, default=200, help="tokens to add at most")
+    generate.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest")
+    generate.add_argument("--top-k", type=int, default=0, help="draw from this many; 0 for all")
+    generate.add_argument("--top-p", type=float, default=1.0, help="draw from this share")
+    generate.add_argument("--min-p", type=float, default=0.0, help="least share of the likeliest")
+    generate.add_argument("--count", type=int, default=1, help="so many texts")
+    generate.add_argument("--stop", action="append", default=[], metavar="TEXT",
+                          help="ends a text; may be given several times")  # fmt: skip
+    generate.add_argument("--speculate", type=int, default=0, metavar="N",
+                          help="tokens that the model's MTP module drafts at a time")  # fmt: skip
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--stream", action=argparse.BooleanOptionalAction, help="print text as "
+                          "it is made; if left out, on a terminal only")  # fmt: skip
+    format_flag(generate)
+
+
 def bench_flags(bench: argparse.ArgumentParser) -> None:
     """``moejax bench``."""
-    bench.add_argument("--suite", default="moe", help="moe, model, routers, agreement, attention, "
-                       "ceilings")  # fmt: skip
+    bench.add_argument("--suite", default="moe", help="moe, model, generate, routers, agreement, "
+                       "attention, ceilings")  # fmt: skip
     bench.add_argument("--shapes", metavar="NAME,NAME", help="or spelled out: T64-D16-F8-E4-K2")
     bench.add_argument("--loads", metavar="LOAD,LOAD", help="balanced, skewed, worst; of a model "
                        "also untrained and recorded")  # fmt: skip

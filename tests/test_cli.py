@@ -313,7 +313,13 @@ def test_tokenize_refuses_a_folder_that_holds_something(config, tmp_path, capsys
     assert os.listdir(tmp_path) == ["file"]
 
 
-@pytest.mark.parametrize("flag", ["--tokens=0", "--temperature=-1", "--seed=-1"])
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--tokens=0", "--temperature=-1", "--seed=-1", "--top-k=-1", "--top-p=0", "--min-p=2",
+        "--count=0",
+    ],
+)  # fmt: skip
 def test_generate_checks_its_flags(flag, tmp_path, capsys):
     assert cli.main(["generate", f"--workdir={tmp_path}", flag]) == 2
     assert flag.split("=")[0] in one_line(capsys)

@@ -248,9 +248,11 @@ def test_a_damaged_record_is_one_line(name, content, tmp_path, capsys):
 
 
 def test_orders_to_a_terminal_are_made_visible(tmp_path, capsys, monkeypatch):
+    from moejax.models.generate import Generated
     from moejax.training import restore
 
-    monkeypatch.setattr(restore, "generate", lambda *_, **__: "a\x1b[2J\x07\x9b31mb\nc\té\r")
+    made = Generated(["a\x1b[2J\x07\x9b31mb\nc\té\r"], 7, 1.0)
+    monkeypatch.setattr(restore, "generate", lambda *_, **__: made)
     assert cli.main(["generate", f"--workdir={tmp_path}"]) == 0
     assert capsys.readouterr().out == "a\\x1b[2J\\x07\\x9b31mb\nc\té\\r\n"
     assert cli.main(["generate", f"--workdir={tmp_path}", "--format=json"]) == 0

@@ -19,7 +19,7 @@ from moejax.analysis.scoring import score
 from moejax.config import UserError
 from moejax.data.tokenizers import Tokenizer
 from moejax.models import ModelConfig
-from moejax.models.sampling import sample
+from moejax.models.decode import SamplingConfig, sample
 
 # Tokens to generate where a task does not say, as in the harness's own models.
 GENERATED = 256
@@ -54,7 +54,7 @@ class HarnessModel(TemplateLM):
         super().__init__()
         self._config, self._variables, self._ids = config, variables, tokenizer
         self.max_length, self.batch_size = max_length, batch_size
-        self._key = jax.random.key(seed)
+        self._seeds = np.random.default_rng(seed)
 
     @property
     def eot_token_id(self) -> int:
@@ -144,16 +144,16 @@ class HarnessModel(TemplateLM):
             prompt[place, : len(row)] = row
         lengths = np.ones(self.batch_size, np.int32)
         lengths[: len(rows)] = [len(row) for row in rows]
-        self._key, key = jax.random.split(self._key)
-        ids = np.asarray(sample(
-            self._config, self._variables, prompt, lengths, key, length=width + count,
-            temperature=np.float32(temperature), vocab_size=np.int32(self._ids.vocab_size),
+        seeds = self._seeds.integers(0, 2**32, self.batch_size, np.uint32)
+        sampled = jax.device_get(sample(
+            self._config, self._variables, prompt, lengths, seeds,
+            options=SamplingConfig(max_tokens=count, temperature=temperature),
+            stop_ids=(self._ids.separator,), vocab_size=self._ids.vocab_size,
         ))  # fmt: skip
         texts = []
         for place, row in enumerate(rows):
-            added = ids[place, len(row) : len(row) + count].tolist()
-            if self._ids.separator in added:
-                added = added[: added.index(self._ids.separator)]
+            end = sampled.lengths[place] - sampled.finished[place]
+            added = sampled.tokens[place, len(row) : end].tolist()
             texts.append(_until(self._ids.decode(added), stops))
         return texts
 

@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     options = flags.from_arguments(arguments)
     if options.against:
         leave_memory_for_a_peer()
-    if options.suite == "model":
+    if options.suite in ("model", "generate"):
         leave_no_holes_in_memory()
     import jax
 
@@ -104,6 +104,13 @@ def _run_suite(options: BenchOptions, platform: str, trace: pathlib.Path, report
 
         names = options.shapes or _default(models.MODELS, gpu)
         return model_suite.run(options, [models.find_model(name) for name in names], report)
+    if options.suite == "generate":
+        from moejax.bench import generate_suite
+
+        known = generate_suite.SHAPES
+        names = options.shapes or _default(known, gpu)
+        named = [known.get(name) or models.find_model(name) for name in names]
+        return generate_suite.run(options, named, report)
     from moejax.bench import moe_suite
 
     layers = [shapes.find_shape(name) for name in options.shapes or _default(shapes.SHAPES, gpu)]

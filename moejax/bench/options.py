@@ -11,9 +11,9 @@ from moejax.bench.timing import Budget
 from moejax.config import ConfigError, UserError, nearest
 from moejax.output_folder import check_output_folder
 
-SUITES = ("moe", "model", "routers", "agreement", "attention", "ceilings")
+SUITES = ("moe", "model", "generate", "routers", "agreement", "attention", "ceilings")
 # What these measure does not depend on how tokens fall on experts, or fixes it.
-WITHOUT_LOADS = ("routers", "attention", "ceilings")
+WITHOUT_LOADS = ("generate", "routers", "attention", "ceilings")
 DISPATCHERS = ("dense_loop", "capacity", "blocks", "grouped")
 PEERS = ("transformers",)
 SUITE_PASSES = {"moe": PASSES, "model": MODEL_PASSES}
@@ -103,8 +103,10 @@ def from_arguments(arguments: argparse.Namespace) -> BenchOptions:
         raise UserError("--tune: goes with --shapes, --dtype and --output only; run it by itself")
     if options.profile and options.suite != "moe":
         raise UserError(f"--profile: takes --suite=moe apart; --suite={options.suite} has no parts")
-    if options.against and options.suite not in ("moe", "model"):
-        raise UserError(f"--against = {options.against!r}: goes with --suite=moe or --suite=model")
+    if options.against and options.suite not in ("moe", "model", "generate"):
+        raise UserError(
+            f"--against = {options.against!r}: goes with --suite=moe, model or generate"
+        )
     if options.against:
         check_peer_installed()
     return options

@@ -11,6 +11,11 @@ PASS_NAMES = {
     "forward": "fwd",
     "forward_backward": "fwd+bwd",
     "train_step": "step",
+    "prefill": "prefill",
+    "decode": "decode",
+    "recompute": "recompute",
+    "generate": "generate",
+    "speculate": "speculate",
     "input_gradient": "d input",
     "weight_gradient": "d weight",
 }
@@ -70,6 +75,16 @@ COLUMNS: dict[str, list[Column]] = {
         ("MFU", lambda r: _number(r["mfu"], ".1%")),
         ("GB", lambda r: _number(r["program_bytes"], ".2f", 1e-9)),
         ("x peer", lambda r: _number(r["times_faster_than_peer"], ".2f")),
+    ],
+    "generate": [
+        ("what", lambda r: r["dispatch"]),
+        ("pass", lambda r: PASS_NAMES[r["pass"]]),
+        ("batch", lambda r: str(r["batch"])),
+        *_TIMES,
+        ("tokens/s", lambda r: _number(r["tokens_per_s"], ",.0f")),
+        ("x recompute", lambda r: _number(r["times_faster_than_recompute"], ".1f")),
+        ("x peer", lambda r: _number(r["times_faster_than_peer"], ".2f")),
+        ("accepted", lambda r: _number(r["accepted_share"], ".0%")),
     ],
     "routers": [
         ("router", lambda r: r["dispatch"]),

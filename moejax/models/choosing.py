@@ -77,11 +77,28 @@ def _greatest(
     return jax.lax.bitcast_convert_type(bits, jnp.float32)[:, None]
 
 
+def row_keys(seeds: UInt32[Array, " B"], at: Int[Array, " B"], use: int = 0) -> Array:
+    """A key for each row, of its seed and position only; ``use`` tells several draws apart."""
+
+    def key(seed, at):
+        found = jax.random.fold_in(jax.random.key(seed), at)
+        return jax.random.fold_in(found, use) if use else found
+
+    return jax.vmap(key)(seeds, at)
+
+
+def noisy_argmax(log_probs: Float[Array, "B V"], keys: Array) -> Int[Array, " B"]:
+    """A draw of each row from probabilities that need not sum to 1 (the Gumbel-max trick)."""
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, log_probs.shape[1:]))(keys)
+    return jnp.argmax(log_probs + noise, axis=-1).astype(jnp.int32)
+
+
 def draw(
     log_probs: Float[Array, "B V"],
     choosing: Choosing,
     seeds: UInt32[Array, " B"],
     at: Int[Array, " B"],
+    use: int = 0,
 ) -> Int[Array, " B"]:
     """A token of each row, by noise that depends on the row's seed and position only.
 
@@ -90,13 +107,24 @@ def draw(
       choosing: what may be drawn.
       seeds: of the rows.
       at: position of the row's last token.
+      use: as in ``row_keys``.
     """
 
     def noisy():
-        keep = kept(log_probs, choosing)
-        key = lambda seed, at: jax.random.fold_in(jax.random.key(seed), at)
-        noise = lambda seed, at: jax.random.gumbel(key(seed, at), log_probs.shape[1:])
-        return jnp.where(keep, log_probs + jax.vmap(noise)(seeds, at), -jnp.inf)
+        left = jnp.where(kept(log_probs, choosing), log_probs, -jnp.inf)
+        return noisy_argmax(left, row_keys(seeds, at, use))
 
-    scores = jax.lax.cond(choosing.temperature > 0, noisy, lambda: log_probs)
-    return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    likeliest = lambda: jnp.argmax(log_probs, axis=-1).astype(jnp.int32)
+    return jax.lax.cond(choosing.temperature > 0, noisy, likeliest)
+
+
+def distribution(log_probs: Float[Array, "B V"], choosing: Choosing) -> Float[Array, "B V"]:
+    """The probabilities that ``draw`` draws with; at temperature 0, all on the likeliest token."""
+
+    def cut():
+        return jax.nn.softmax(jnp.where(kept(log_probs, choosing), log_probs, -jnp.inf), axis=-1)
+
+    likeliest = lambda: jax.nn.one_hot(
+        jnp.argmax(log_probs, axis=-1), log_probs.shape[-1], dtype=log_probs.dtype
+    )
+    return jax.lax.cond(choosing.temperature > 0, cut, likeliest)

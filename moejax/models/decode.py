@@ -19,9 +19,12 @@ from moejax.config import check, check_not_negative, check_positive
 from moejax.models.cache import Caches, init_cache
 from moejax.models.choosing import Choosing, draw, log_probs_of
 from moejax.models.model_config import ModelConfig
+from moejax.models.speculate import speculation
 from moejax.models.transformer import Transformer
 
 Tree = Any
+# Beyond what any module guesses; each costs a pass of the module and a position of the model.
+MOST_DRAFTS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +78,8 @@ class Sampled:
         outside of the completion.
       experts: the routers' choices, as in the collection ``router_choice``: leaves (repeats, B, L,
         K), E where a position was not run. None where they were not asked for.
+      drafted: tokens that the MTP module drafted; None without speculation.
+      accepted: those that the model accepted.
     """
 
     tokens: Int[Array, "B L"]
@@ -83,6 +88,8 @@ class Sampled:
     finished: Bool[Array, " B"]
     log_probs: Float[Array, "B L"]
     experts: Tree | None
+    drafted: Int[Array, " B"] | None = None
+    accepted: Int[Array, " B"] | None = None
 
 
 def sample(
@@ -96,11 +103,12 @@ def sample(
     stop_ids: tuple[int, ...] = (),
     vocab_size: int | None = None,
     keep_experts: bool = False,
+    speculate: int = 0,
 ) -> Sampled:
     """Completes prompts.
 
-    There is one program for a config, B, P, ``max_tokens`` and ``keep_experts``; other options and
-    stop tokens run by the same.
+    There is one program for a config, B, P, ``max_tokens``, ``keep_experts`` and ``speculate``;
+    other options and stop tokens run by the same.
 
     Args:
       config: the model's config.
@@ -114,17 +122,30 @@ def sample(
       vocab_size: ids of this and above (padding of the vocabulary) are never sampled; None means
         the model's.
       keep_experts: return the routers' choices.
+      speculate: tokens that the MTP module drafts at a time; see ``moejax.models.speculate``.
 
     Raises:
       ConfigError: a prompt without tokens, a stop token or vocabulary that the model has not.
     """
     vocab_size = config.vocab_size if vocab_size is None else int(vocab_size)
     check_inputs(config, prompts, prompt_lengths, seeds, stop_ids, vocab_size)
-    stops = np.full(max(4, 1 << (len(stop_ids) - 1).bit_length()), -1, np.int32)
-    stops[: len(stop_ids)] = stop_ids
+    check_speculation(config, speculate)
+    rules = Rules.of(options, vocab_size, stop_ids, seeds)
     return _sample(
-        config, variables, prompts, prompt_lengths, seeds, options.choosing(vocab_size), stops,
-        max_tokens=options.max_tokens, keep_experts=keep_experts,
+        config, variables, prompts, prompt_lengths, rules, max_tokens=options.max_tokens,
+        keep_experts=keep_experts, speculate=speculate,
+    )  # fmt: skip
+
+
+def check_speculation(config: ModelConfig, speculate: int) -> None:
+    """Raises ConfigError for speculation that the model cannot do."""
+    check(
+        0 <= speculate <= MOST_DRAFTS, "sampling.speculate", speculate,
+        f"must be from 0 to {MOST_DRAFTS} drafts a step",
+    )  # fmt: skip
+    check(
+        not speculate or config.mtp_depth > 0, "sampling.speculate", speculate,
+        "needs an MTP module to draft with, but model.mtp_depth = 0; set it to 0",
     )  # fmt: skip
 
 
@@ -157,76 +178,85 @@ def check_inputs(config, prompts, prompt_lengths, seeds, stop_ids, vocab_size) -
 
 
 @struct.dataclass
-class _State:
-    """What goes from one token to the next; see ``Sampled``. ``cache`` lacks each last token."""
+class Rules:
+    """What a loop is told of its rows, as arrays.
+
+    Attributes:
+      choosing: how tokens are chosen.
+      stops: tokens that end a completion; -1 for none.
+      seeds: of the rows.
+    """
+
+    choosing: Choosing
+    stops: Int[Array, " N"]
+    seeds: UInt32[Array, " B"]
+
+    @classmethod
+    def of(cls, options: SamplingConfig, vocab_size: int, stop_ids, seeds) -> "Rules":
+        """From what ``sample`` takes."""
+        stops = np.full(max(4, 1 << (len(stop_ids) - 1).bit_length()), -1, np.int32)
+        stops[: len(stop_ids)] = stop_ids
+        return cls(options.choosing(vocab_size), stops, seeds)
+
+    def stopped(self, tokens: Int[Array, "*n"]) -> Bool[Array, "*n"]:
+        """Which tokens end a completion."""
+        found = tokens.reshape(-1, 1) == self.stops[None, :]
+        return jnp.any(found, axis=-1).reshape(tokens.shape)
+
+
+@struct.dataclass
+class State:
+    """What goes from one step to the next; see ``Sampled``.
+
+    Attributes:
+      end: length that each row may reach.
+      cache: holds all but each row's last token.
+      ahead: hidden state of the MTP module for the draft of each row's next token; None without
+        speculation.
+      drafted: drafts so far that were compared.
+      accepted: those taken.
+    """
 
     tokens: Int[Array, "B L"]
+    prompt_lengths: Int[Array, " B"]
     lengths: Int[Array, " B"]
+    end: Int[Array, " B"]
     finished: Bool[Array, " B"]
     log_probs: Float[Array, "B L"]
-    cache: Caches
     experts: Tree | None
+    cache: Caches
+    ahead: Float[Array, "B 1 D"] | None
+    drafted: Int[Array, " B"]
+    accepted: Int[Array, " B"]
 
+    @property
+    def running(self) -> Bool[Array, " B"]:
+        """Rows that have not ended."""
+        return ~self.finished & (self.lengths < self.end)
 
-@functools.partial(jax.jit, static_argnames=("config", "max_tokens", "keep_experts"))
-def _sample(
-    config, variables, prompts, prompt_lengths, seeds, choosing, stops, *, max_tokens, keep_experts
-) -> Sampled:
-    batch, width = prompts.shape
-    prompt_lengths, seeds = prompt_lengths.astype(jnp.int32), seeds.astype(jnp.uint32)
-    end = prompt_lengths + max_tokens
-    model = Decoder(config, variables, keep_experts)
+    def appended(
+        self, tokens: Int[Array, "B n"], log_probs: Float[Array, "B n"], count: Int[Array, " B"],
+        rules: Rules,
+    ) -> "State":  # fmt: skip
+        """With the first ``count`` of n tokens more on each row."""
+        new = self
+        for i in range(tokens.shape[1]):
+            taken, at = i < count, self.lengths + i
+            new = new.replace(
+                tokens=put(new.tokens, tokens[:, i], jnp.where(taken, at, -1)),
+                log_probs=put(new.log_probs, log_probs[:, i], jnp.where(taken, at - 1, -1)),
+                finished=new.finished | (taken & rules.stopped(tokens[:, i])),
+            )
+        return new.replace(lengths=self.lengths + count)
 
-    def choose(state: _State, hidden: Float[Array, "B 1 D"], active: Bool[Array, " B"]) -> _State:
-        at = state.lengths - 1
-        log_probs = log_probs_of(model.logits(hidden)[:, 0], choosing)
-        token = draw(log_probs, choosing, seeds, at)
-        value = jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
-        stopped = jnp.any(token[:, None] == stops[None, :], axis=-1)
-        return state.replace(
-            tokens=put(state.tokens, token, jnp.where(active, at + 1, -1)),
-            log_probs=put(state.log_probs, value, jnp.where(active, at, -1)),
-            lengths=state.lengths + active, finished=state.finished | (active & stopped),
-        )  # fmt: skip
-
-    running = lambda state: ~state.finished & (state.lengths < end)
-
-    def step(state: _State) -> _State:
-        active, at = running(state), state.lengths - 1
-        token = jnp.take_along_axis(state.tokens, at[:, None], axis=1)
-        hidden, cache, chosen = model.run(token, active[:, None], state.cache)
-        state = state.replace(cache=cache)
-        if keep_experts:
-            place = jnp.where(active, at, -1)
-            into = lambda old, new: jax.vmap(put, (0, 0, None))(old, new[:, :, 0], place)
-            state = state.replace(experts=jax.tree.map(into, state.experts, chosen))
-        return choose(state, hidden, active)
-
-    inside = jnp.arange(width)[None, :] < prompt_lengths[:, None]
-    prompts = jnp.where(inside, prompts.astype(jnp.int32), 0)
-    pad = lambda values, fill=0: pad_length(values, width + max_tokens, fill)
-    cache = init_cache(config, batch, width + max_tokens)
-    hidden, cache, chosen = model.run(prompts, inside, cache, fresh=True)
-    hidden = jnp.take_along_axis(hidden, prompt_lengths[:, None, None] - 1, axis=1)
-    if keep_experts:
-        none = config.moe.num_experts if config.moe else 0
-        mask = lambda leaf: jnp.where(inside[None, :, :, None], leaf, none)
-        chosen = jax.tree.map(
-            lambda leaf: pad_length(mask(leaf), width + max_tokens, none, 2), chosen
-        )
-    state = _State(
-        pad(prompts), prompt_lengths, jnp.zeros(batch, bool),
-        jnp.zeros((batch, width + max_tokens), jnp.float32), cache, chosen,
-    )  # fmt: skip
-    state = choose(state, hidden, jnp.ones(batch, bool))
-    state = jax.lax.while_loop(lambda state: jnp.any(running(state)), step, state)
-    sampled = Sampled(
-        state.tokens, prompt_lengths, state.lengths, state.finished, state.log_probs, state.experts
-    )
-    if not jax.sharding.get_abstract_mesh().empty:  # every process reads them
-        everywhere = jax.sharding.PartitionSpec()
-        sampled = jax.lax.with_sharding_constraint(sampled, everywhere)
-    return sampled
+    def with_experts(self, chosen: Tree, count: Int[Array, " B"]) -> "State":
+        """With the choices for the first ``count`` tokens of a pass from the last token on."""
+        experts = self.experts
+        for i in range(jax.tree.leaves(chosen)[0].shape[2] if jax.tree.leaves(chosen) else 0):
+            at = jnp.where(i < count, self.lengths - 1 + i, -1)
+            into = lambda old, new, i=i, at=at: jax.vmap(put, (0, 0, None))(old, new[:, :, i], at)
+            experts = jax.tree.map(into, experts, chosen)
+        return self.replace(experts=experts)
 
 
 class Decoder:
@@ -257,9 +287,122 @@ class Decoder:
         out, kept = out if self._mutable else (out, None)
         return out.hidden, out.cache, None if kept is None else kept.get("router_choice", {})
 
+    def draft(
+        self,
+        hidden: Float[Array, "B S D"],
+        following: Int[Array, "B S"],
+        valid: Bool[Array, "B S"],
+        cache: Caches,
+        fresh: bool = False,
+    ) -> tuple[Float[Array, "B S D"], Caches]:
+        """Hidden states of the first MTP module, and the cache after the call."""
+        out = self._model.apply(
+            self._variables, 0, hidden, following, cache, valid, fresh, method=Transformer.draft
+        )
+        return out.hidden, out.cache
+
     def logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
         """The head's."""
         return self._model.apply(self._variables, hidden, method=Transformer.logits)
+
+
+def begin(
+    config: ModelConfig,
+    variables: dict,
+    prompts: Int[Array, "B P"],
+    prompt_lengths: Int[Array, " B"],
+    rules: Rules,
+    max_tokens: int,
+    keep_experts: bool,
+    speculate: int,
+) -> State:
+    """All prompts in one pass, and the first token of each completion."""
+    batch, width = prompts.shape
+    length, prompt_lengths = width + max_tokens, prompt_lengths.astype(jnp.int32)
+    inside = jnp.arange(width)[None, :] < prompt_lengths[:, None]
+    prompts = jnp.where(inside, prompts.astype(jnp.int32), 0)
+    model = Decoder(config, variables, keep_experts)
+    cache = init_cache(config, batch, length + speculate, mtp=speculate > 0, ahead=speculate)
+    hidden, cache, chosen = model.run(prompts, inside, cache, fresh=True)
+    none = config.moe.num_experts if config.moe else 0
+    grow = lambda leaf: pad_length(
+        jnp.where(inside[None, :, :, None], leaf, none), length, none, axis=2
+    )
+    zeros = jnp.zeros(batch, jnp.int32)
+    state = State(
+        pad_length(prompts, length), prompt_lengths, prompt_lengths, prompt_lengths + max_tokens,
+        jnp.zeros(batch, bool), jnp.zeros((batch, length), jnp.float32),
+        jax.tree.map(grow, chosen), cache, None, zeros, zeros,
+    )  # fmt: skip
+    state = _choose(model, state, last(hidden, prompt_lengths), jnp.ones(batch, bool), rules)
+    if speculate:
+        following = state.tokens[:, 1 : width + 1]
+        ahead, cache = model.draft(hidden, following, inside, state.cache, fresh=True)
+        state = state.replace(ahead=last(ahead, prompt_lengths), cache=cache)
+    return everywhere(state)
+
+
+def advance(
+    config: ModelConfig,
+    variables: dict,
+    state: State,
+    rules: Rules,
+    limit: Int[Array, ""],
+    keep_experts: bool,
+    speculate: int,
+) -> State:
+    """Steps until all rows have ended, or those that have not have ``limit`` tokens more or above.
+
+    Rows end together up to what speculation adds at once.
+    """
+    model = Decoder(config, variables, keep_experts)
+    ahead = lambda state: state.running & (state.lengths - state.prompt_lengths < limit)
+
+    def step(state: State) -> State:
+        active = ahead(state)
+        if speculate:
+            return speculation(model, state, active, rules, speculate)
+        token = jnp.take_along_axis(state.tokens, state.lengths[:, None] - 1, axis=1)
+        hidden, cache, chosen = model.run(token, active[:, None], state.cache)
+        state = state.replace(cache=cache)
+        if keep_experts:
+            state = state.with_experts(chosen, active.astype(jnp.int32))
+        return _choose(model, state, hidden, active, rules)
+
+    return everywhere(jax.lax.while_loop(lambda state: jnp.any(ahead(state)), step, state))
+
+
+def _choose(
+    model: Decoder,
+    state: State,
+    hidden: Float[Array, "B 1 D"],
+    active: Bool[Array, " B"],
+    rules: Rules,
+) -> State:
+    """The next token of each active row."""
+    log_probs = log_probs_of(model.logits(hidden)[:, 0], rules.choosing)
+    token = draw(log_probs, rules.choosing, rules.seeds, state.lengths - 1)[:, None]
+    value = jnp.take_along_axis(log_probs, token, axis=-1)
+    return state.appended(token, value, active.astype(jnp.int32), rules)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "max_tokens", "keep_experts", "speculate"))
+def _sample(
+    config, variables, prompts, prompt_lengths, rules, *, max_tokens, keep_experts, speculate
+) -> Sampled:
+    how = (keep_experts, speculate)
+    state = begin(config, variables, prompts, prompt_lengths, rules, max_tokens, *how)
+    state = advance(config, variables, state, rules, jnp.int32(max_tokens), *how)
+    counts = (state.drafted, state.accepted) if speculate else (None, None)
+    return Sampled(
+        state.tokens, state.prompt_lengths, state.lengths, state.finished, state.log_probs,
+        state.experts, *counts,
+    )  # fmt: skip
+
+
+def last(values: Float[Array, "B S D"], count: Int[Array, " B"]) -> Float[Array, "B 1 D"]:
+    """The last of each row's first ``count``, at least 1."""
+    return jnp.take_along_axis(values, count[:, None, None] - 1, axis=1)
 
 
 def put(rows: Array, values: Array, at: Int[Array, " B"]) -> Array:
@@ -268,7 +411,16 @@ def put(rows: Array, values: Array, at: Int[Array, " B"]) -> Array:
     return jax.vmap(lambda row, value, at: row.at[at].set(value, mode="drop"))(rows, values, at)
 
 
-def pad_length(values: Array, length: int, fill: int, axis: int = 1) -> Array:
+def pad_length(values: Array, length: int, fill: int = 0, axis: int = 1) -> Array:
     """An axis made longer by ``fill``."""
     widths = [(0, length - size if i == axis else 0) for i, size in enumerate(values.shape)]
     return jnp.pad(values, widths, constant_values=fill)
+
+
+def everywhere(state: State) -> State:
+    """All but the cache on every device, so that every process reads it."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return state
+    whole = lambda values: jax.lax.with_sharding_constraint(values, jax.sharding.PartitionSpec())
+    names = ("tokens", "lengths", "finished", "log_probs", "experts", "prompt_lengths")
+    return state.replace(**{name: jax.tree.map(whole, getattr(state, name)) for name in names})

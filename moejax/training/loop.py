@@ -10,7 +10,8 @@ import numpy as np
 
 from moejax.cost.ledger import Ledger
 from moejax.data import Rows, baselines, train_iterator, validation_batches
-from moejax.models.sampling import generate
+from moejax.models.decode import SamplingConfig
+from moejax.models.generate import generate
 from moejax.parallel import sharding, together
 from moejax.parallel.rows import LocalRows
 from moejax.training import data_account, prepare, run_dir, start
@@ -365,9 +366,9 @@ class Run:
             with self.ledger.phase("eval"):
                 self.samples = generate(
                     self.config.model, variables, self.setup.dataset.tokenizer,
-                    train.sample_prompt, tokens=train.sample_tokens, seed=self.config.seed,
-                    temperature=0.8,
-                )  # fmt: skip
+                    train.sample_prompt, seed=self.config.seed,
+                    options=SamplingConfig(max_tokens=train.sample_tokens, temperature=0.8),
+                ).texts  # fmt: skip
         return status
 
     def close(self) -> None:

@@ -3,13 +3,16 @@
 import dataclasses
 import pathlib
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
-from moejax.config import UserError, check
+from moejax.config import ConfigError, UserError, check
 from moejax.data import tokenizers
-from moejax.models.sampling import generate as generate_text
+from moejax.models.decode import SamplingConfig, check_speculation
+from moejax.models.generate import Generated
+from moejax.models.generate import generate as generate_text
 from moejax.parallel import MeshConfig, make_mesh
 from moejax.training import run_dir
 from moejax.training.checkpoints import Checkpointer
@@ -17,6 +20,9 @@ from moejax.training.optimizers import make_optimizer
 from moejax.training.prepare import use_compilation_cache
 from moejax.training.run_config import RunConfig
 from moejax.training.state import make_init
+
+# Rows of one batch.
+MOST_TEXTS = 10_000
 
 
 def load(workdir: str | pathlib.Path) -> tuple[RunConfig, dict[str, Any]]:
@@ -55,22 +61,55 @@ def exact_as_auto(config: RunConfig) -> RunConfig:
 
 
 def generate(
-    workdir: str, prompt: str, *, tokens: int, seed: int = 0, temperature: float = 0.8
-) -> str:
-    """Continues a text with a run's model; see ``moejax.models.sampling.generate``.
+    workdir: str,
+    prompt: str,
+    *,
+    tokens: int,
+    seed: int = 0,
+    count: int = 1,
+    stops: Sequence[str] = (),
+    speculate: int = 0,
+    show: Callable[[str], None] | None = None,
+    **options: float,
+) -> Generated:
+    """Continues a text with a run's model; see ``moejax.models.generate``.
+
+    Args:
+      workdir: the run's folder.
+      prompt: the text's beginning.
+      tokens: tokens to add at most.
+      seed: of the sampling.
+      count: how many continuations.
+      stops: texts that end one.
+      speculate: tokens that the MTP module drafts at a time.
+      show: is given the first text's pieces as they are made.
+      options: other fields of ``SamplingConfig``.
 
     Raises:
       UserError: no run or checkpoint, or an option out of range.
     """
     check(tokens > 0, "--tokens", tokens, "must be above zero")
-    check(temperature >= 0, "--temperature", temperature, "must not be below zero")
-    check(seed >= 0, "--seed", seed, "must not be below zero")
+    check(0 < count <= MOST_TEXTS, "--count", count, f"must be from 1 to {MOST_TEXTS}")
+    check(0 <= seed < 2**63, "--seed", seed, "must be from 0 to below 2**63")
+    try:
+        sampling = SamplingConfig(max_tokens=tokens, **options)
+    except ConfigError as error:
+        raise ConfigError(_flag(error.field), error.value, error.remedy) from None
     record = run_dir.read_record(pathlib.Path(workdir))
     use_compilation_cache(run_dir.recorded(record).data.cache_path / "xla")
     config, variables = load(workdir)
+    try:
+        check_speculation(config.model, speculate)
+    except ConfigError as error:
+        raise ConfigError(_flag(error.field), error.value, error.remedy) from None
     tokenizer = tokenizers.load_saved(pathlib.Path(workdir) / run_dir.TOKENIZER)
     with jax.set_mesh(make_mesh(MeshConfig())):
         return generate_text(
-            config.model, variables, tokenizer, prompt,
-            tokens=tokens, seed=seed, temperature=temperature,
-        )[0]  # fmt: skip
+            config.model, variables, tokenizer, prompt, options=sampling, seed=seed, count=count,
+            stops=stops, speculate=speculate, show=show,
+        )  # fmt: skip
+
+
+def _flag(field: str) -> str:
+    """The flag of ``moejax generate`` that sets a field of sampling."""
+    return "--" + field.removeprefix("sampling.").replace("_", "-")

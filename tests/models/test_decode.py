@@ -40,12 +40,12 @@ def variables(kind):
     return tiny.variables(KINDS[kind])
 
 
-def run(kind, prompts=PROMPTS, lengths=LENGTHS, seeds=SEEDS, stops=(), experts=None, **options):
+def run(kind, prompts=PROMPTS, lengths=LENGTHS, seeds=SEEDS, stops=(), experts=True, **options):
     config = KINDS[kind]
     options = SamplingConfig(**{"max_tokens": MOST, **options})
     return jax.device_get(sample(
         config, variables(kind), prompts, lengths, seeds, options=options, stop_ids=stops,
-        vocab_size=VOCAB, keep_experts=config.moe is not None if experts is None else experts,
+        vocab_size=VOCAB, keep_experts=experts,
     ))  # fmt: skip
 
 
@@ -234,7 +234,7 @@ def test_what_cannot_be_sampled(field, changes):
 
 
 def test_a_vocabulary_that_the_model_has_not():
-    with pytest.raises(ConfigError, match="sampling.vocab_size = 33"):
+    with pytest.raises(ConfigError, match=r"sampling\.vocab_size = 33"):
         sample(
             KINDS[ONE], variables(ONE), PROMPTS, LENGTHS, SEEDS, options=SamplingConfig(),
             vocab_size=33,
