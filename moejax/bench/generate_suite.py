@@ -23,6 +23,7 @@ from moejax.cost import flops
 from moejax.cost.hardware import cpu_cores
 from moejax.models import ModelConfig, Transformer
 from moejax.models.decode import Rules, SamplingConfig, State, advance, begin
+from moejax.models.unstacked import unstack
 from moejax.moe.choose import choose
 from moejax.moe.routers import SoftmaxTopKOptions
 
@@ -78,11 +79,12 @@ class Decoding:
         self._first = functools.partial(self.prefill.call, variables, prompts, lengths, rules)
         self.state = self._first()
         further = functools.partial(advance, config, **how)
+        self.layers = jax.jit(functools.partial(unstack, config))(variables)
         self.decode = timing.compile_program(
-            further, variables, self.state, rules, jnp.int32(tokens)
+            further, self.layers, self.state, rules, jnp.int32(tokens)
         )
         self._further = functools.partial(
-            self.decode.call, variables, self.state, rules, jnp.int32(tokens)
+            self.decode.call, self.layers, self.state, rules, jnp.int32(tokens)
         )
 
     def completed(self) -> State:
@@ -248,7 +250,7 @@ def _against_peer(options, shape, config, variables, add, report) -> None:
 
     def both():
         state = one._first()
-        return one.decode.call(variables, state, rules, jnp.int32(tokens))
+        return one.decode.call(one.layers, state, rules, jnp.int32(tokens))
 
     rules = jax.tree.map(
         jnp.asarray,

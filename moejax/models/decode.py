@@ -21,6 +21,8 @@ from moejax.models.choosing import Choosing, draw, log_probs_of
 from moejax.models.model_config import ModelConfig
 from moejax.models.speculate import speculation
 from moejax.models.transformer import Transformer
+from moejax.models.unstacked import stack, unstack, unstack_cache, unstacked_config
+from moejax.moe.choose import choose_here
 
 Tree = Any
 # Beyond what any module guesses; each costs a pass of the module and a position of the model.
@@ -210,7 +212,7 @@ class State:
 
     Attributes:
       end: length that each row may reach.
-      cache: holds all but each row's last token.
+      cache: holds all but each row's last token; of ``unstacked_config``.
       ahead: hidden state of the MTP module for the draft of each row's next token; None without
         speculation.
       drafted: drafts so far that were compared.
@@ -339,23 +341,33 @@ def begin(
         following = state.tokens[:, 1 : width + 1]
         ahead, cache = model.draft(hidden, following, inside, state.cache, fresh=True)
         state = state.replace(ahead=last(ahead, prompt_lengths), cache=cache)
-    return everywhere(state)
+    return everywhere(state.replace(cache=unstack_cache(config, state.cache)))
 
 
 def advance(
     config: ModelConfig,
-    variables: dict,
+    layers: dict,
     state: State,
     rules: Rules,
     limit: Int[Array, ""],
     keep_experts: bool,
     speculate: int,
 ) -> State:
-    """Steps until all rows have ended, or those that have not have ``limit`` tokens more or above.
+    """Steps until all rows have ended or are ``limit`` tokens beyond their prompts, or just above.
 
-    Rows end together up to what speculation adds at once.
+    Args:
+      config: the model's config.
+      layers: of ``unstack``.
+      state: of ``begin``, or of an earlier call.
+      rules: what the loop is told of its rows.
+      limit: tokens of completions.
+      keep_experts: as in ``begin``.
+      speculate: as in ``begin``.
     """
-    model = Decoder(config, variables, keep_experts)
+    one_by_one = decode_config(config, len(state.tokens))
+    model = Decoder(one_by_one, layers, keep_experts)
+    if keep_experts:
+        state = state.replace(experts=unstack(config, {"choice": state.experts})["choice"])
     ahead = lambda state: state.running & (state.lengths - state.prompt_lengths < limit)
 
     def step(state: State) -> State:
@@ -369,7 +381,20 @@ def advance(
             state = state.with_experts(chosen, active.astype(jnp.int32))
         return _choose(model, state, hidden, active, rules)
 
-    return everywhere(jax.lax.while_loop(lambda state: jnp.any(ahead(state)), step, state))
+    state = jax.lax.while_loop(lambda state: jnp.any(ahead(state)), step, state)
+    if keep_experts:
+        state = state.replace(experts=stack(config, state.experts))
+    return everywhere(state)
+
+
+def decode_config(config: ModelConfig, rows: int) -> ModelConfig:
+    """The model as it runs token by token: layers one by one, and experts by what is fast then."""
+    config, moe = unstacked_config(config), config.moe
+    if moe is None or choose_here(moe).dispatch != "blocks" or config.precision != "native":
+        return config
+    if rows * moe.top_k < moe.num_experts:  # most experts have nothing to do
+        return config
+    return dataclasses.replace(config, moe=dataclasses.replace(moe, dispatch="rounds"))
 
 
 def _choose(
@@ -392,7 +417,8 @@ def _sample(
 ) -> Sampled:
     how = (keep_experts, speculate)
     state = begin(config, variables, prompts, prompt_lengths, rules, max_tokens, *how)
-    state = advance(config, variables, state, rules, jnp.int32(max_tokens), *how)
+    layers = unstack(config, variables)
+    state = advance(config, layers, state, rules, jnp.int32(max_tokens), *how)
     counts = (state.drafted, state.accepted) if speculate else (None, None)
     return Sampled(
         state.tokens, state.prompt_lengths, state.lengths, state.finished, state.log_probs,

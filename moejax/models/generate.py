@@ -20,6 +20,7 @@ from moejax.models.decode import (
     check_speculation,
 )  # fmt: skip
 from moejax.models.model_config import ModelConfig
+from moejax.models.unstacked import unstack
 
 # Tokens between two looks at the text.
 CHUNK = 16
@@ -66,6 +67,7 @@ class Generated:
 _begin = functools.partial(
     jax.jit, static_argnames=("config", "max_tokens", "keep_experts", "speculate")
 )(begin)
+_unstack = jax.jit(unstack, static_argnames="config")
 _advance = functools.partial(
     jax.jit, static_argnames=("config", "keep_experts", "speculate"), donate_argnames="state"
 )(advance)
@@ -114,9 +116,8 @@ def generate(
         _begin, config, variables, rows, lengths, rules, max_tokens=options.max_tokens,
         keep_experts=False, speculate=speculate,
     )  # fmt: skip
-    further = functools.partial(
-        _advance, config, variables, keep_experts=False, speculate=speculate
-    )
+    layers = _unstack(config, variables)
+    further = functools.partial(_advance, config, layers, keep_experts=False, speculate=speculate)
     # Both programs are compiled before the clock starts; a limit of 0 makes no steps.
     jax.block_until_ready(further(first(), rules, jnp.int32(0)).tokens)
     texts = [_Text(tokenizer, start, prompt, stops, show if i == 0 else None) for i in range(count)]

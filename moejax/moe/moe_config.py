@@ -10,7 +10,7 @@ from moejax.moe.dispatch.capacity import LEAKING_POLICIES, DropPolicy
 from moejax.moe.experts import Activation
 from moejax.moe.routers import DeepSeekV3Options, RouterOptions, find
 
-Dispatch = Literal["auto", "dense_loop", "capacity", "blocks", "grouped"]
+Dispatch = Literal["auto", "dense_loop", "capacity", "blocks", "rounds", "grouped"]
 Exchange = Literal["auto", "none", "all_to_all", "ragged_all_to_all"]
 Overflow = Literal["exact", "drop"]
 
@@ -27,8 +27,9 @@ class MoEConfig:
         as wide.
       dispatch: how a device computes its tokens. ``dense_loop`` runs every expert over every
         token (the reference), ``capacity`` gives each expert equally many slots a sequence and
-        drops what does not fit, ``blocks`` drops nothing, ``grouped`` drops nothing and needs a
-        GPU. ``auto`` picks by platform: see ``moejax.moe.choose``.
+        drops what does not fit, ``blocks`` drops nothing, ``rounds`` drops nothing and is for few
+        tokens (decoding takes it by itself in place of ``blocks``), ``grouped`` drops nothing and
+        needs a GPU. ``auto`` picks by platform: see ``moejax.moe.choose``.
       capacity_factor: slots of an expert over its fair share of a sequence's assignments.
       drop_policy: who keeps a slot under ``capacity``: see ``moejax.moe.dispatch.capacity.drop``.
       allow_leak: allow what lets a token's output depend on later tokens. A loss measured so is

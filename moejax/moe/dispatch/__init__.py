@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from moejax.moe.dispatch.blocks import blocks
 from moejax.moe.dispatch.capacity import capacity, drop, expert_capacity
 from moejax.moe.dispatch.dense_loop import dense_loop
+from moejax.moe.dispatch.rounds import rounds
 from moejax.moe.dispatch.sorting import SortedAssignments, sort_assignments
 from moejax.moe.experts import ExpertWeights
 
@@ -21,6 +22,7 @@ __all__ = [
     "dispatch",
     "drop",
     "expert_capacity",
+    "rounds",
     "sort_assignments",
 ]
 
@@ -37,7 +39,7 @@ def dispatch(
     """Runs a dispatcher by name.
 
     Args:
-      name: ``dense_loop``, ``capacity``, ``blocks`` or ``grouped``.
+      name: ``dense_loop``, ``capacity``, ``blocks``, ``rounds`` or ``grouped``.
       x: token vectors.
       expert: chosen experts.
       gate: combine weights.
@@ -54,6 +56,8 @@ def dispatch(
             return capacity(x, expert, gate, weights, slots=min(slots, expert.size))
         case "blocks":
             return blocks(x, expert, gate, weights)
+        case "rounds":
+            return rounds(x, expert, gate, weights)
         case "grouped":
             # Here, so that its kernels' libraries load where they are used only.
             from moejax.moe.dispatch.grouped import grouped

@@ -39,6 +39,7 @@ LARGE = Shape(1024, 16, 4, 16, 16)
 
 # One line a variant. Capacity has a slot for every token at every expert, so it drops nothing.
 DISPATCHERS = {
+    "rounds": functools.partial(dispatch, "rounds"),
     "dense_loop": functools.partial(dispatch, "dense_loop"),
     "capacity": lambda x, *args: dispatch("capacity", x, *args, slots=len(x)),
     "blocks": functools.partial(dispatch, "blocks"),
