@@ -107,10 +107,8 @@ def _run_suite(options: BenchOptions, platform: str, trace: pathlib.Path, report
     if options.suite == "generate":
         from moejax.bench import generate_suite
 
-        known = generate_suite.SHAPES
-        names = options.shapes or _default(known, gpu)
-        named = [known.get(name) or models.find_model(name) for name in names]
-        return generate_suite.run(options, named, report)
+        names = options.shapes or _default(generate_suite.SHAPES, gpu)
+        return generate_suite.run(options, [generate_suite.find(n) for n in names], report)
     from moejax.bench import moe_suite
 
     layers = [shapes.find_shape(name) for name in options.shapes or _default(shapes.SHAPES, gpu)]

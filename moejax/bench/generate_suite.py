@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moejax.bench import timing
-from moejax.bench.models import ModelShape
+from moejax.bench.models import ModelShape, find_model
 from moejax.bench.options import UNTRAINED, BenchOptions
 from moejax.bench.peer import PeerProcess
 from moejax.bench.report import Report, progress, row
@@ -45,6 +45,15 @@ PROMPT_PARTS = 8
 PASSES = 8
 
 
+def find(name: str) -> ModelShape:
+    """A shape of this suite by its name, or one that ``find_model`` knows.
+
+    Raises:
+      UserError: no such model.
+    """
+    return SHAPES.get(name) or find_model(name)
+
+
 def config_of(shape: ModelShape, dtype: str, mtp_depth: int = 0) -> ModelConfig:
     """OLMoE, which normalises queries and keys, as the peer does."""
     router = SoftmaxTopKOptions(balance_loss_weight=0.01, z_loss_weight=0.0)
@@ -72,30 +81,36 @@ class Decoding:
         lengths = np.full(rows, width, np.int32)
         options = SamplingConfig(max_tokens=tokens, temperature=0.0)
         seeds = np.arange(rows, dtype=np.uint32)
-        rules = jax.tree.map(jnp.asarray, Rules.of(options, config.vocab_size, (), seeds))
+        self.rules = jax.tree.map(jnp.asarray, Rules.of(options, config.vocab_size, (), seeds))
         how = dict(keep_experts=False, speculate=speculate)
         first = functools.partial(begin, config, max_tokens=tokens, **how)
-        self.prefill = timing.compile_program(first, variables, prompts, lengths, rules)
-        self._first = functools.partial(self.prefill.call, variables, prompts, lengths, rules)
+        given = (variables, prompts, lengths, self.rules)
+        self.prefill = timing.compile_program(first, *given)
+        self._first = functools.partial(self.prefill.call, *given)
         self.state = self._first()
         further = functools.partial(advance, config, **how)
-        self.layers = jax.jit(functools.partial(unstack, config))(variables)
+        self._layers = jax.jit(functools.partial(unstack, config))(variables)
+        self._limit = jnp.int32(tokens)
         self.decode = timing.compile_program(
-            further, self.layers, self.state, rules, jnp.int32(tokens)
+            further, self._layers, self.state, self.rules, self._limit
         )
-        self._further = functools.partial(
-            self.decode.call, self.layers, self.state, rules, jnp.int32(tokens)
-        )
+
+    def _further(self, state: State) -> State:
+        return self.decode.call(self._layers, state, self.rules, self._limit)
 
     def completed(self) -> State:
         """The rows at their end."""
-        return self._further()
+        return self._further(self.state)
+
+    def both(self) -> State:
+        """Prompts and completions, all of it anew."""
+        return self._further(self._first())
 
     @property
     def windows(self) -> dict[str, timing.Window]:
         """What can be timed, by pass."""
         return {
-            "prefill": timing.window_of(self._first), "decode": timing.window_of(self._further)
+            "prefill": timing.window_of(self._first), "decode": timing.window_of(self.completed)
         }  # fmt: skip
 
 
@@ -120,17 +135,16 @@ def run(options: BenchOptions, shapes: list[ModelShape], report: Report) -> None
             "dispatch": choice.dispatch, "reason": choice.dispatch_reason
         }  # fmt: skip
         add = functools.partial(_add, options, shape, choice.dispatch, report)
-        _batches(options, shape, config, variables, add)
+        largest = _batches(options, shape, config, variables, add)
         _whole_rows(options, shape, config, variables, add, report)
-        _against_peer(options, shape, config, variables, add, report)
+        _against_peer(options, shape, largest, variables, add, report)
         _speculation(options, shape, add, report)
     report.note("greedy, from random prompts and fresh weights; compilation is in no time")
 
 
-def _lengths(shape: ModelShape) -> tuple[int, int]:
-    """Tokens of a prompt and of a completion."""
-    width = max(1, shape.S // PROMPT_PARTS)
-    return width, shape.S - width
+def _width(shape: ModelShape) -> int:
+    """Tokens of a prompt."""
+    return max(1, shape.S // PROMPT_PARTS)
 
 
 def _add(options, shape, dispatch, report, passes, rows, tokens, times, used, **more) -> None:
@@ -156,16 +170,17 @@ def _useful(config: ModelConfig, rows: int, start: int, end: int) -> float:
     return rows * (end - start) * flops.decode(config, mean)
 
 
-def _batches(options, shape, config, variables, add) -> None:
-    """Prefill and decode by batch: one row, a quarter of all, and all."""
-    width, tokens = _lengths(shape)
+def _batches(options, shape, config, variables, add) -> Decoding:
+    """Prefill and decode by batch: one row, a quarter of all, and all, which is returned."""
+    width = _width(shape)
     for rows in sorted({1, max(1, shape.B // 4), shape.B}):
-        one = Decoding(config, variables, rows, width, tokens, options.seed)
+        one = Decoding(config, variables, rows, width, width, options.seed)
         times = timing.measure(one.windows, options.budget)
-        add("prefill", rows, width, times["prefill"], _useful(config, rows, 0, width),
-            program=one.prefill)  # fmt: skip
-        add("decode", rows, tokens - 1, times["decode"],
-            _useful(config, rows, width, shape.S), program=one.decode)  # fmt: skip
+        used = _useful(config, rows, 0, width)
+        add("prefill", rows, width, times["prefill"], used, program=one.prefill)
+        used = _useful(config, rows, width, 2 * width - 1)
+        add("decode", rows, width - 1, times["decode"], used, program=one.decode)
+    return one
 
 
 def _whole_rows(options, shape, config, variables, add, report) -> None:
@@ -174,7 +189,8 @@ def _whole_rows(options, shape, config, variables, add, report) -> None:
     The passes for the tokens of one length are equal, so each length's is timed once; a call's
     time is their sum.
     """
-    width, tokens = _lengths(shape)
+    width = _width(shape)
+    tokens = shape.S - width
     size = max(1, shape.S // PASSES)
     # A token is made from all before it: from ``width`` to S - 1 of them.
     made = np.bincount([-(-n // size) for n in range(width, shape.S)])
@@ -195,15 +211,14 @@ def _whole_rows(options, shape, config, variables, add, report) -> None:
         windows[f"{number}"] = timing.window_of(
             functools.partial(program.call, variables, text[:, :length], jnp.int32(length - 1))
         )
-    wrong = [
-        at
-        for at in range(width, shape.S)
-        for program, length in [(apart[-(-at // size)], min(-(-at // size) * size, shape.S))]
-        if int(program.call(variables, text[:, :length], jnp.int32(at - 1))[0, 0]) != text[0, at]
-    ]
+    every = jax.jit(
+        lambda variables, rows: jnp.argmax(model.apply(variables, rows).logits, axis=-1)
+    )
+    best, tokens_made = np.asarray(every(variables, text))[0], np.asarray(text)[0]
+    wrong = int(np.sum(best[width - 1 : -1] != tokens_made[width:]))
     if wrong:
         report.fail(
-            ValueError(f"{len(wrong)} of {tokens} tokens are not those of whole passes"),
+            ValueError(f"{wrong} of {tokens} tokens are not those of a whole pass"),
             suite="generate", shape=shape.name,
         )  # fmt: skip
     times = timing.measure(windows, options.budget)
@@ -218,7 +233,7 @@ def _whole_rows(options, shape, config, variables, add, report) -> None:
     report.note(
         f"recompute: {tokens} tokens up to position {shape.S} by passes over the whole row, whose "
         f"length is rounded up to a multiple of {size}; the decode row beside it is by the "
-        f"cache, and {tokens - len(wrong)} of {tokens} tokens are the same"
+        f"cache, and {tokens - wrong} of {tokens} tokens are the same"
     )
 
 
@@ -240,32 +255,18 @@ def _peer(options, shape, config, variables, rows, width, tokens) -> Iterator[An
             yield peer
 
 
-def _against_peer(options, shape, config, variables, add, report) -> None:
+def _against_peer(options, shape, one, variables, add, report) -> None:
     """All rows, prompt and completion, in turns with the peer."""
     if not options.against:
         return
-    width = _lengths(shape)[0]
-    rows, tokens = shape.B, width
-    one = Decoding(config, variables, rows, width, tokens, options.seed)
-
-    def both():
-        state = one._first()
-        return one.decode.call(one.layers, state, rules, jnp.int32(tokens))
-
-    rules = jax.tree.map(
-        jnp.asarray,
-        Rules.of(
-            SamplingConfig(max_tokens=tokens, temperature=0.0), config.vocab_size, (),
-            np.arange(rows, dtype=np.uint32),
-        ),
-    )  # fmt: skip
+    config, rows, width, tokens = one.config, one.rows, one.width, one.tokens
     with _peer(options, shape, config, variables, rows, width, tokens) as peer:
         said = dict(peer.description)
         theirs = np.array(said.pop("completion"))
-        ours = np.asarray(both().tokens)[:, width:]
+        ours = np.asarray(one.both().tokens)[:, width:]
         said["equal_tokens"] = float(np.mean(theirs == ours))
         report.extra.setdefault("peers", {})[shape.name] = said
-        windows = {"moejax": timing.window_of(both), "peer": peer.window("generate")}
+        windows = {"moejax": timing.window_of(one.both), "peer": peer.window("generate")}
         times = timing.measure(windows, options.budget)
     used = _useful(config, rows, 0, width + tokens)
     ratio = times["peer"].ratio_by_round(times["moejax"])
@@ -282,7 +283,7 @@ def _against_peer(options, shape, config, variables, add, report) -> None:
 
 def _speculation(options, shape, add, report) -> None:
     """A step that drafts one token and verifies it, against a plain one."""
-    width, tokens = _lengths(shape)
+    width = tokens = _width(shape)
     config = config_of(shape, options.dtype, mtp_depth=1)
     variables = {"params": draw_params(config, options.seed)}
     build = functools.partial(Decoding, config, variables, 1, width, tokens, options.seed)
@@ -294,7 +295,7 @@ def _speculation(options, shape, add, report) -> None:
     steps = max(drafted, 1)
     rounds = zip(times["drafting"].rounds, times["plain"].rounds, strict=True)
     cost = float(np.median([(a / steps) / (b / max(tokens - 1, 1)) for a, b in rounds]))
-    used = _useful(config, 1, width, shape.S)
+    used = _useful(config, 1, width, width + tokens)
     add("speculate", 1, tokens - 1, times["drafting"], used, accepted_share=accepted / steps,
         step_cost=cost)  # fmt: skip
     report.note(
