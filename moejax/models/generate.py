@@ -10,16 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.models.decode import (
-    Rules,
-    SamplingConfig,
-    State,
-    advance,
-    begin,
-    check_inputs,
-    check_speculation,
-)  # fmt: skip
+from moejax.models.decode import Rules, State, advance, begin
 from moejax.models.model_config import ModelConfig
+from moejax.models.sampling_config import SamplingConfig, check_inputs, check_speculation
 from moejax.models.unstacked import unstack
 
 # Tokens between two looks at the text.

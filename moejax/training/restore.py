@@ -10,9 +10,9 @@ import jax
 
 from moejax.config import ConfigError, UserError, check
 from moejax.data import tokenizers
-from moejax.models.decode import SamplingConfig, check_speculation
 from moejax.models.generate import Generated
 from moejax.models.generate import generate as generate_text
+from moejax.models.sampling_config import SamplingConfig, check_speculation
 from moejax.parallel import MeshConfig, make_mesh
 from moejax.training import run_dir
 from moejax.training.checkpoints import Checkpointer
