@@ -13,7 +13,7 @@ from moejax.cost.bill_exchange import exchange_bill
 from moejax.cost.segments import FILE_NAME, PHASES, Segment, ledger_errors, segments
 
 _NOT_RUNS = ("checkpoints", "tensorboard")
-_SUMS = (*totals.SUMS, "steps")
+_SUMS = (*totals.SUMS, "steps", *totals.ROLLOUT)
 _KNOWN = (*totals.KNOWN, "energy_measured_kwh")
 
 
@@ -55,14 +55,16 @@ def spent(path: pathlib.Path) -> dict[str, float]:
     """Sums over the segments of a ledger file, each at its own rate: all 0 for a new file.
 
     Returns:
-      ``dollars``, ``device_hours``, ``tokens``, ``model_flops`` and ``wall_seconds``.
+      ``dollars``, ``device_hours``, ``tokens``, ``model_flops`` (both of training),
+      ``rollout_flops`` and ``wall_seconds``.
 
     Raises:
       UserError: not a ledger, or one of a newer version.
     """
     with ledger_errors(path):
         bills = [segment.bill() for segment in segments(path)]
-        return {name: sum(b[name] for b in bills) for name in (*totals.SUMS, "wall_seconds")}
+        names = (*totals.SUMS, "wall_seconds", "rollout_flops")
+        return {name: sum(b[name] for b in bills) for name in names}
 
 
 def _run(path: pathlib.Path, parts: list[Segment]) -> dict[str, Any]:

@@ -75,6 +75,7 @@ class Ledger:
         self._phase = "other"
         self._since = time.monotonic()
         self._tokens, self._flops, self._steps = 0, 0.0, 0
+        self._rollout = {"tokens": 0, "model_flops": 0.0}
         self._began: dict[str, Any] = {}
         self._sent = {"tokens": 0, "scale_up": 0.0, "scale_out": 0.0}
         self._closed = False
@@ -216,6 +217,13 @@ class Ledger:
                 self._flops += model_flops
                 self._steps += steps
 
+    def add_rollout(self, tokens: int, model_flops: float) -> None:
+        """Adds what was sampled: tokens that a sampler ran, prompts included, and their FLOPs."""
+        with self._lock:
+            if not self._closed:
+                for name, value in zip(self._rollout, (tokens, model_flops), strict=True):
+                    self._rollout[name] += value
+
     def add_exchange(self, tokens: int, scale_up: float, scale_out: float) -> None:
         """Adds what tokens sent to experts on other devices, in all of their training.
 
@@ -327,8 +335,13 @@ class Ledger:
 
     @property
     def total_flops(self) -> float:
-        """Model FLOPs of the run, earlier segments included, redone steps too."""
+        """Model FLOPs of the run's training, earlier segments included, redone steps too."""
         return self._earlier["model_flops"] + self._flops
+
+    @property
+    def rollout_flops(self) -> float:
+        """Model FLOPs of the run's rollouts, earlier segments included."""
+        return self._earlier["rollout_flops"] + self._rollout["model_flops"]
 
     @property
     def total_tokens(self) -> int:
@@ -367,6 +380,7 @@ class Ledger:
                     "model_flops": self._flops,
                     "steps": self._steps,
                     **self._began,
+                    **({"rollout": dict(self._rollout)} if self._rollout["tokens"] else {}),
                     **({"exchange": dict(self._sent)} if self._sent["tokens"] else {}),
                     **measured,
                 }

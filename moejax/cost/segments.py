@@ -68,7 +68,7 @@ class Segment:
         """The segment's own figures, JSON-ready."""
         hours = sum(self.seconds.values()) / 3600
         device_hours = hours * self.header["devices"]
-        found = self.consumption()
+        found, rollout = self.consumption(), self.charge.get("rollout", {})
         return {
             "status": self.status,
             "reason": self.charge.get("reason"),
@@ -82,6 +82,8 @@ class Segment:
             "tokens": self.charge.get("tokens", 0),
             "model_flops": self.charge.get("model_flops", 0.0),
             "steps": self.charge.get("steps", 0),
+            "rollout_tokens": rollout.get("tokens", 0),
+            "rollout_flops": rollout.get("model_flops", 0.0),
             "dollars_owned": self.owned_dollars(device_hours, found["energy_kwh"]),
             **found,
             "co2_kg": energy.carbon_kg(found["energy_kwh"], self.header["region"]),

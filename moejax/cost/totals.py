@@ -8,6 +8,7 @@ from moejax.cost.redone import Kept
 from moejax.cost.segments import Segment
 
 SUMS = ("dollars", "device_hours", "tokens", "model_flops")
+ROLLOUT = ("rollout_tokens", "rollout_flops")  # what a run sampled, beside what it trained on
 KNOWN = ("dollars_owned", "energy_kwh", "co2_kg")  # None where a part is not known
 # Stages of a model in their order, by the name that ``stage`` of a config gives them; any other
 # name is a stage of its own, after these.
@@ -58,11 +59,12 @@ def total(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
       ``headline`` (runs marked final) and ``all_in`` (every run), each with ``runs`` (how many),
-      SUMS and KNOWN; ``by_stage`` and ``by_status``, the same for the runs of
-      each (rollouts of a run of stage ``rl_train`` are stage ``rl_rollout``); ``ratio`` of dollars,
-      all-in over headline, None without a headline; and ``made_of``, parts of the all-in figure
-      that add up to it, with ``device_hours`` and ``dollars``: USES of the final runs, then
-      ``ablations`` (other runs that ended as they should) and other runs by status.
+      SUMS (tokens and FLOPs of training and of rollouts) and KNOWN; ``by_stage`` and
+      ``by_status``, the same for the runs of each (rollouts of a run of stage ``rl_train`` are
+      stage ``rl_rollout``); ``ratio`` of dollars, all-in over headline, None without a headline;
+      and ``made_of``, parts of the all-in figure that add up to it, with ``device_hours`` and
+      ``dollars``: USES of the final runs, then ``ablations`` (other runs that ended as they
+      should) and other runs by status.
     """
     headline, all_in = _sums(lenses.headline(runs)), _sums(lenses.all_in(runs))
     return {
@@ -83,6 +85,8 @@ def sum_known(values: Iterable[float | None]) -> float | None:
 
 def _sums(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     sums = {name: sum(run[name] for run in runs) for name in SUMS}
+    for name, sampled in zip(("tokens", "model_flops"), ROLLOUT, strict=True):
+        sums[name] += sum(run[sampled] for run in runs)
     known = {name: sum_known(run[name] for run in runs) for name in KNOWN}
     return {"runs": len(runs), **sums, **known}
 
@@ -108,7 +112,7 @@ def _stages_of(run: dict[str, Any]) -> list[dict[str, Any]]:
     timed = ("dollars", "device_hours", *KNOWN)
     scaled = lambda by: {k: None if run[k] is None else run[k] * by for k in timed}
     rollouts = {**run, **scaled(share), "stage": "rl_rollout", "tokens": 0, "model_flops": 0.0}
-    return [rollouts, {**run, **scaled(1 - share)}]
+    return [rollouts, {**run, **scaled(1 - share), **dict.fromkeys(ROLLOUT, 0)}]
 
 
 def _made_of(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:

@@ -65,13 +65,16 @@ def test_by_stage_and_by_status(project):
 def test_rollouts_are_a_stage_of_their_own(tmp_path):
     """3 hours of rollouts and 1 of training in one process."""
     line = done(0, seconds={"rollout": 3 * HOUR, "train": HOUR})
+    line["rollout"] = {"tokens": 40, "model_flops": 8.0}
     write(tmp_path, header(stage="rl_train"), line)
     summary = summarize([tmp_path])
     stages = summary["total"]["by_stage"]
     assert list(stages) == ["rl_rollout", "rl_train"]
     assert stages["rl_rollout"]["dollars"] == pytest.approx(3 * 3.6)
     assert stages["rl_train"]["dollars"] == pytest.approx(3.6)
-    assert (stages["rl_rollout"]["tokens"], stages["rl_train"]["tokens"]) == (0, 10)
+    assert (stages["rl_rollout"]["tokens"], stages["rl_train"]["tokens"]) == (40, 10)
+    assert stages["rl_rollout"]["model_flops"] == 8.0
+    assert summary["total"]["all_in"]["tokens"] == 50
     assert summary["runs"][0]["goodput"] == 1.0
 
 
