@@ -141,6 +141,9 @@ class RunConfig:
         return blocks
 
 
+# Blocks of stages of reasoning (``moejax.reasoning``), which say nothing of the model.
+STAGE_BLOCKS = ("task", "prompt", "sampling", "rl", "reward", "evaluation")
+
 # Blocks and fields that a resumed run may change: what is spent, kept and shown, and where it runs.
 MAY_CHANGE = (
     "budget", "checkpoint", "cost", "guard", "mesh", "train.log_every", "train.eval_every",

@@ -20,7 +20,7 @@ from moejax.data import TextDataset, tokenizers
 from moejax.parallel import together
 from moejax.training import manifest
 from moejax.training.manifest import write_whole
-from moejax.training.run_config import RunConfig, differences, from_dict
+from moejax.training.run_config import STAGE_BLOCKS, RunConfig, differences, from_dict
 
 CONFIG, SUMMARY = "config.json", "summary.json"
 CHECKPOINTS, LEDGER, TOKENIZER, LOCK = "checkpoints", "ledger.jsonl", "tokenizer", ".lock"
@@ -226,7 +226,8 @@ def recorded(record: Mapping[str, Any]) -> RunConfig:
     Raises:
       ConfigError: see ``run_config.from_dict``.
     """
-    config = from_dict(record["config"], own=False)
+    blocks = {k: v for k, v in record["config"].items() if k not in STAGE_BLOCKS}
+    config = from_dict(blocks, own=False)
     data = dataclasses.replace(config.data, cache_dir="", download=False)
     return dataclasses.replace(config, data=data)
 

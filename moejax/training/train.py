@@ -4,7 +4,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -69,17 +69,27 @@ def train(
             return done
         compiled = programs.get if programs else compile_programs
         with several.created(directory, setup.dataset):
-            ledger = _open_ledger(setup, path, begun)
+            ledger = open_ledger(
+                setup.config, setup.billing, setup.mesh, path, begun,
+                plan=prepare.plan_run(setup), exchange=charge_exchange.describe(setup),
+            )  # fmt: skip
             start = lambda: Run(setup, directory, ledger, stop, compiled, resume_from)
-            return _run(start, setup, directory, ledger, stop)
+            return run_whole(start, setup.mesh, directory, ledger, stop, summarize)
 
 
-def _open_ledger(setup: prepare.Setup, path: pathlib.Path, begun: float) -> Ledger:
-    """The run's ledger; the time since ``begun`` is charged as start-up."""
-    config, billing, first = setup.config, setup.billing, together.index() == 0
-    meter = (
-        open_meter(billing.hardware, setup.mesh.local_devices, billing.devices) if first else None
-    )
+def open_ledger(
+    config: RunConfig,
+    billing: prepare.Billing,
+    mesh: jax.sharding.Mesh,
+    path: pathlib.Path,
+    begun: float,
+    *,
+    plan: Mapping[str, Any] | None = None,
+    exchange: Mapping[str, Any] | None = None,
+) -> Ledger:
+    """The ledger of a run in the folder ``path``; the time since ``begun`` is start-up's."""
+    first = together.index() == 0
+    meter = open_meter(billing.hardware, mesh.local_devices, billing.devices) if first else None
     return Ledger.open(
         path / run_dir.LEDGER if first else os.devnull,
         run_id=path.name,
@@ -90,8 +100,8 @@ def _open_ledger(setup: prepare.Setup, path: pathlib.Path, begun: float) -> Ledg
         peak_flops=billing.peak_flops,
         final=config.cost.final,
         region=config.cost.region,
-        exchange=charge_exchange.describe(setup),
-        plan=prepare.plan_run(setup),
+        exchange=exchange,
+        plan=plan,
         pue=config.cost.pue,
         purchase=config.cost.purchase(billing.hardware),
         dollars_per_kwh=config.cost.dollars_per_kwh,
@@ -101,17 +111,31 @@ def _open_ledger(setup: prepare.Setup, path: pathlib.Path, begun: float) -> Ledg
     )
 
 
-def _run(
-    make_run: Callable[[], Run],
-    setup: prepare.Setup,
+def run_whole(
+    make_run: Callable[[], Any],
+    mesh: jax.sharding.Mesh,
     directory: run_dir.RunDirectory,
     ledger: Ledger,
     stop: StopRequest,
+    summarize: Callable[[Any, str], dict[str, Any]],
 ) -> dict[str, Any]:
-    """The run itself, from an open ledger to a closed one, whatever happens."""
+    """The run itself, from an open ledger to a closed one, whatever happens.
+
+    Args:
+      make_run: gives the loop: ``start()``, ``train()`` and ``finish(status)``, which give the
+        ledger's status, and ``close()``.
+      mesh: is the current one meanwhile.
+      directory: takes the summary.
+      ledger: is closed.
+      stop: ends a start at once.
+      summarize: what ``summary.json`` holds, of a loop and a status.
+
+    Raises:
+      RunFailed: see ``train``.
+    """
     status, run, failed = "failed", None, True
     try:
-        with jax.set_mesh(setup.mesh):
+        with jax.set_mesh(mesh):
             run = make_run()
             try:
                 with stop.at_once():
