@@ -90,14 +90,20 @@ def sample(
     Raises:
       ConfigError: a prompt without tokens, a stop token or vocabulary that the model has not.
     """
+    rows = (prompts, prompt_lengths, seeds)
+    how = dict(max_tokens=options.max_tokens, keep_experts=keep_experts, speculate=speculate)
+    rules = checked_rules(config, *rows, options, stop_ids, vocab_size, speculate)
+    return sample_program(config, variables, prompts, prompt_lengths, rules, **how)
+
+
+def checked_rules(
+    config, prompts, prompt_lengths, seeds, options, stop_ids=(), vocab_size=None, speculate=0
+) -> "Rules":
+    """What ``sample`` tells its program, from what it is given; raises as it does."""
     vocab_size = config.vocab_size if vocab_size is None else int(vocab_size)
     check_inputs(config, prompts, prompt_lengths, seeds, stop_ids, vocab_size)
     check_speculation(config, speculate)
-    rules = Rules.of(options, vocab_size, stop_ids, seeds)
-    return _sample(
-        config, variables, prompts, prompt_lengths, rules, max_tokens=options.max_tokens,
-        keep_experts=keep_experts, speculate=speculate,
-    )  # fmt: skip
+    return Rules.of(options, vocab_size, stop_ids, seeds)
 
 
 @struct.dataclass
@@ -333,9 +339,10 @@ def _choose(
 
 
 @functools.partial(jax.jit, static_argnames=("config", "max_tokens", "keep_experts", "speculate"))
-def _sample(
-    config, variables, prompts, prompt_lengths, rules, *, max_tokens, keep_experts, speculate
+def sample_program(
+    config, variables, prompts, prompt_lengths, rules, *, max_tokens, keep_experts, speculate=0
 ) -> Sampled:
+    """The program of ``sample``, for who compiles it beforehand."""
     how = (keep_experts, speculate)
     state = begin(config, variables, prompts, prompt_lengths, rules, max_tokens, *how)
     layers = unstack(config, variables)
