@@ -116,7 +116,14 @@ def _print(options: argparse.Namespace, result: dict[str, Any], text: str) -> No
 def _train(options: argparse.Namespace) -> int:
     from moejax.training import train_command
 
-    return train_command.run(options, lambda result, text: _print(options, result, text))
+    def stage_of(values: dict[str, Any]) -> train_command.Stage | None:
+        if not {"rl", "pairs", "rejection", "evaluation", "pipeline"} & values.keys():
+            return None
+        from moejax.reasoning import stages  # the other runs need none of it
+
+        return stages.stage_of(values)
+
+    return train_command.run(options, lambda result, text: _print(options, result, text), stage_of)
 
 
 def _launch(options: argparse.Namespace) -> int:

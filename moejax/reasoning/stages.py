@@ -1,0 +1,176 @@
+"""Which kind of run a config's blocks make, and several of them in order (block ``pipeline``)."""
+
+import dataclasses
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from moejax.config import ConfigError, UserError, check
+from moejax.cost import text as cost_text
+from moejax.cost.bill import summarize as read_bill
+from moejax.cost.bill_text import format_ledger
+from moejax.reasoning import pairs_config, policy_config, policy_train, short_stages
+from moejax.training import report, run_config
+from moejax.training.manifest import write_whole
+from moejax.training.train import train
+from moejax.training.train_command import Stage
+
+SUMMARY = "pipeline.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+def stage_of(values: Mapping[str, Any]) -> Stage | None:
+    """The kind of run that is no training on text; None for that."""
+    if "pipeline" in values:
+        return Stage(read_pipeline, run_pipeline, show_pipeline)
+    if "rl" in values:
+        return Stage(policy_config.from_dict, policy_train.train_policy, policy_train.show)
+    if any(kind in values for kind in pairs_config.KINDS):
+        return Stage(pairs_config.from_dict, short_stages.run_stage, short_stages.show)
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """Runs in order.
+
+    Attributes:
+      stages: name and blocks of each; a text that begins with ``@NAME`` stands for the folder of
+        an earlier stage.
+    """
+
+    stages: tuple[tuple[str, dict[str, Any]], ...]
+
+
+def read_pipeline(values: Mapping[str, Any]) -> Pipeline:
+    """Checks names, references and every stage's blocks.
+
+    Raises:
+      ConfigError: which stage, and what is wrong with it.
+    """
+    others = [name for name in values if name != "pipeline"]
+    remedy = "stands beside pipeline, whose stages have blocks of their own; move it into them"
+    check(not others, others[0] if others else "", "...", remedy)
+    given = values["pipeline"]
+    good = isinstance(given, list | tuple) and len(given) > 0
+    check(good, "pipeline", given, "must be a list of stages, each a block with a name")
+    stages: list[tuple[str, dict[str, Any]]] = []
+    for place, blocks in enumerate(given):
+        where = f"pipeline.{place}"
+        check(isinstance(blocks, Mapping), where, blocks, "must be a block of fields")
+        name = blocks.get("name", "")
+        well = isinstance(name, str) and _NAME.fullmatch(name) is not None
+        check(well, f"{where}.name", name, "must be a folder's name of letters, digits, '_.-'")
+        known = [earlier for earlier, _ in stages]
+        check(name not in known, f"{where}.name", name, "is an earlier stage's; names differ")
+        rest = {key: value for key, value in blocks.items() if key != "name"}
+        try:
+            _configured(_resolved(rest, pathlib.Path(), known))
+        except ConfigError as error:
+            raise ConfigError(f"{where} ({name}): {error.field}", error.value, error.remedy) from (
+                None
+            )
+        stages.append((name, rest))
+    return Pipeline(tuple(stages))
+
+
+def _configured(values: dict[str, Any]) -> tuple[Stage, Any]:
+    """A stage's kind and config."""
+    kind = stage_of(values) or Stage(run_config.from_dict, train, report.format_summary)
+    return kind, kind.read(values)
+
+
+def _resolved(value: Any, folder: pathlib.Path, known: list[str]) -> Any:
+    """Blocks with ``@NAME/...`` as paths in the pipeline's folder.
+
+    Raises:
+      ConfigError: no earlier stage of that name.
+    """
+    if isinstance(value, Mapping):
+        return {key: _resolved(each, folder, known) for key, each in value.items()}
+    if isinstance(value, str) and value.startswith("@"):
+        name, _, rest = value[1:].partition("/")
+        remedy = f"names no earlier stage; there are: {', '.join(known) or 'none'}"
+        check(name in known, "reference", value, remedy)
+        return str(folder / name / rest)
+    return value
+
+
+def run_pipeline(
+    pipeline: Pipeline,
+    workdir: str,
+    *,
+    bill_process: bool = False,
+    resume_from: int | None = None,
+) -> dict[str, Any]:
+    """Runs the stages that are not complete, each in its own folder of ``workdir``.
+
+    Args:
+      pipeline: the stages.
+      workdir: the folder.
+      bill_process: the first stage that runs is charged the process's start.
+      resume_from: refused.
+
+    Returns:
+      ``status``, ``stages`` (name, kind and summary of each) and ``dollars``; also written to
+      ``pipeline.json``. A stage that did not complete ends it.
+
+    Raises:
+      UserError, RunFailed: of a stage.
+    """
+    if resume_from is not None:
+        raise UserError(f"--resume-from = {resume_from}: is for one run; leave it out")
+    folder = pathlib.Path(workdir).absolute()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--workdir = {workdir!r}: is a file; give a folder")
+    strangers = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+    strangers -= {SUMMARY, *(name for name, _ in pipeline.stages)}
+    if strangers:
+        raise UserError(
+            f"--workdir = {workdir!r}: holds {sorted(strangers)[0]!r}, which is no stage's; give a "
+            "new or an empty folder"
+        )
+    done: list[dict[str, Any]] = []
+    status = "completed"
+    for place, (name, blocks) in enumerate(pipeline.stages):
+        known = [earlier for earlier, _ in pipeline.stages[:place]]
+        kind, config = _configured(_resolved(blocks, folder, known))
+        print(f"\nstage {place + 1} of {len(pipeline.stages)}: {name}", file=sys.stderr, flush=True)
+        summary = kind.train(config, str(folder / name), bill_process=bill_process)
+        bill_process = False
+        done.append({"name": name, "summary": summary})
+        status = summary["status"]
+        if status != "completed":
+            break
+    bill = read_bill([str(folder)])
+    result = {
+        "status": status, "step": len(done), "stages": done,
+        "dollars": bill["total"]["all_in"]["dollars"], "by_stage": bill["total"]["by_stage"],
+    }  # fmt: skip
+    write_whole(folder / SUMMARY, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def show_pipeline(result: Mapping[str, Any], workdir: str) -> str:
+    """What each stage came to, and the bill in the shape of DeepSeek's table of stages."""
+    lines = [f"\npipeline {result['status']}: {result['step']} stages"]
+    for entry in result["stages"]:
+        found, rates = entry["summary"], []
+        for key, prefix in (("before", "pass@1 "), ("after", "-> ")):
+            if found.get(key):
+                rates.append(f"{prefix}{found[key]['pass_at']['1']['mean']:.3f}")
+        if "pass_at" in found:
+            rates.append(f"pass@1 {found['pass_at']['1']['mean']:.3f}")
+        if found.get("val_loss"):
+            rates.append(f"held-out loss {found['val_loss']:.4f}")
+        if "pairs" in found:
+            rates.append(f"{found['pairs']} pairs")
+        seconds = sum(found["seconds"].values())
+        lines.append(
+            f"  {entry['name']:<20}{found['status']:<12}{cost_text.duration(seconds):>9}  "
+            f"{cost_text.dollars(found['dollars']):>9}  {' '.join(rates)}"
+        )
+    return "\n".join([*lines, "\nthe bill", format_ledger(read_bill([workdir]))])

@@ -1,0 +1,160 @@
+"""Stages that train nothing, and several stages in order by one config."""
+
+import json
+import shutil
+
+import pytest
+from runs import CONFIG, summary
+from runs import train as command
+
+from moejax.config import ConfigError
+from moejax.cost.bill import summarize
+from moejax.reasoning import short_stages, stages
+from moejax.reasoning.tasks import TASKS, split_of
+from moejax.reasoning.templates import TEMPLATES
+from moejax.training.run_dir import read_record
+
+HEAD = CONFIG.split("def get_config")[0]
+ASKED = """"task": {"names": ("add",), "difficulties": (2,)}, "prompt": {"template": "plain"},
+        "sampling": {"max_tokens": 4}, "prompt_tokens": 16,"""
+
+
+def write(folder, text, **names):
+    """A config file of these blocks, with names put in."""
+    for name, value in names.items():
+        text = text.replace(name, repr(str(value)))
+    path = folder / "stage.py"
+    path.write_text(f"{HEAD}def get_config():\n    return ml_collections.ConfigDict({{{text}}})\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs")
+    path = write(folder, ASKED + '"pairs": {"count": 60}, "seed": 3')
+    assert command(path, folder / "run", "prompt.template=r1_short") == 0
+    return folder
+
+
+def test_pairs_by_rule(pairs):
+    lines = [json.loads(line) for line in (pairs / "run/pairs.jsonl").read_text().splitlines()]
+    assert len(lines) == 60
+    template = TEMPLATES["r1_short"]
+    for line in lines:
+        read = template.parse(line["completion"])
+        assert not read.fault and read.think.endswith(read.answer)
+        assert line["prompt"].startswith("User: ") and line["difficulty"] == 2
+    bill = summarize([pairs / "run"])
+    assert bill["runs"][0]["stage"] == "sft" and bill["runs"][0]["dollars"] > 0
+
+
+def test_pairs_hold_nothing_that_is_held_out(pairs):
+    task = TASKS["add"]
+    for index in range(60):
+        problem = task.problem(3, index, 2, "sft")
+        assert split_of("add", problem.key) == "train"
+
+
+def test_an_evaluation_counts_what_was_asked(tiny_start, tmp_path):
+    text = ASKED + '"start": {"run": START}, "evaluation": {"problems": 6, "samples": 2}'
+    path = write(tmp_path, text, START=tiny_start)
+    assert command(path, tmp_path / "run") == 0
+    found = json.loads((tmp_path / "run/evaluations.json").read_text())["0"]
+    assert len(found["correct"]) == 6 and all(len(row) == 2 for row in found["correct"])
+    rate = sum(map(sum, found["correct"])) / 12
+    assert found["pass_at"]["1"]["mean"] == pytest.approx(rate)
+    assert summary(tmp_path / "run")["rollout_flops"] > 0
+    assert read_record(tmp_path / "run")["config"]["stage"] == "eval"
+
+
+def test_no_right_answer_is_no_data_set(tiny_start, tmp_path, capsys):
+    text = ASKED + '"start": {"run": START}, "rejection": {"questions": 2, "batch": 8}'
+    path = write(tmp_path, text, START=tiny_start)
+    assert command(path, tmp_path / "run") == 1
+    assert "none reached rejection.reward" in capsys.readouterr().err
+    assert not (tmp_path / "run/pairs.jsonl").exists()
+
+
+def test_the_shortest_right_answers_are_kept(tiny_start, tmp_path):
+    """By a reward of the format alone, so that an untrained model has some."""
+    text = ASKED + (
+        '"start": {"run": START}, "reward": {"accuracy": 0.0, "format": 1.0},'
+        '"rejection": {"questions": 6, "samples": 4, "keep": 2, "batch": 8}'
+    )
+    path = write(tmp_path, text, START=tiny_start)
+    assert command(path, tmp_path / "run") == 0
+    found = summary(tmp_path / "run")
+    lines = [json.loads(x) for x in (tmp_path / "run/pairs.jsonl").read_text().splitlines()]
+    assert found["pairs"] == len(lines) <= min(12, found["right"]) and found["asked"] == 24
+    by_prompt = {}
+    for line in lines:
+        assert not TEMPLATES["plain"].parse(line["completion"]).fault
+        by_prompt.setdefault(line["prompt"], []).append(line["completion"])
+    assert all(len({*kept}) == len(kept) <= 2 for kept in by_prompt.values())
+
+
+PIPELINE = """"pipeline": (
+    {"name": "cold", "task": {"names": ("add",)}, "prompt": {"template": "plain"},
+     "pairs": {"count": 40}},
+    {"name": "asked", "start": {"run": START}, "task": {"names": ("add",)},
+     "prompt": {"template": "plain"}, "prompt_tokens": 16, "sampling": {"max_tokens": 4},
+     "reward": {"accuracy": 0.0, "format": 1.0},
+     "rejection": {"questions": 6, "samples": 4, "batch": 8}},
+)"""
+
+
+def test_a_pipeline_runs_its_stages_once(tiny_start, tmp_path, capsys):
+    path = write(tmp_path, PIPELINE, START=tiny_start)
+    workdir = tmp_path / "run"
+    assert command(path, workdir) == 0
+    result = json.loads((workdir / "pipeline.json").read_text())
+    assert [stage["name"] for stage in result["stages"]] == ["cold", "asked"]
+    bill = summarize([workdir])
+    assert result["dollars"] == pytest.approx(bill["total"]["all_in"]["dollars"])
+    assert [*bill["total"]["by_stage"]] == ["sft", "rl_rollout"]
+    # What was killed is done again, what is complete is not.
+    (workdir / "asked/summary.json").unlink()
+    kept = (workdir / "asked/pairs.jsonl").read_text()
+    first = (workdir / "cold/ledger.jsonl").read_text()
+    capsys.readouterr()
+    assert command(path, workdir) == 0
+    assert capsys.readouterr().err.count("nothing to do") == 1
+    assert (workdir / "asked/pairs.jsonl").read_text() == kept
+    assert (workdir / "cold/ledger.jsonl").read_text() == first
+
+
+def test_a_pipeline_in_a_folder_of_something_else_is_refused(tiny_start, tmp_path, capsys):
+    path = write(tmp_path, PIPELINE, START=tiny_start)
+    shutil.copytree(tiny_start, tmp_path / "run")
+    assert command(path, tmp_path / "run") == 2
+    assert "no stage's" in capsys.readouterr().err
+
+
+COLD = {"name": "cold", "task": {"names": ("add",)}, "pairs": {"count": 4}}
+
+
+@pytest.mark.parametrize(
+    ("blocks", "field"),
+    [
+        ({"pipeline": ()}, "pipeline"),
+        ({"pipeline": (COLD, COLD)}, "pipeline.1.name"),
+        ({"pipeline": ({**COLD, "name": "../up"},)}, "pipeline.0.name"),
+        ({"pipeline": (COLD,), "seed": 1}, "seed"),
+        ({"pipeline": (COLD, {"name": "b", "data": {"path": "@warm"}, "pairs": {}})},
+         "pipeline.1 (b): reference"),
+        ({"pipeline": ({**COLD, "pairs": {"count": 0}},)}, "pipeline.0 (cold): pairs.count"),
+        ({"pipeline": ({**COLD, "rejection": {}},)}, "pipeline.0 (cold): stage"),
+        ({"pipeline": ({"name": "a", "evaluation": {}},)}, "pipeline.0 (a): start.run"),
+    ],
+)  # fmt: skip
+def test_a_pipeline_that_cannot_run_is_refused_before_its_first_stage(blocks, field):
+    with pytest.raises(ConfigError) as refused:
+        stages.read_pipeline(blocks)
+    assert refused.value.field.startswith(field)
+
+
+def test_the_kind_of_a_config():
+    assert stages.stage_of({"model": {}, "train": {}}) is None
+    for kind in ("pairs", "rejection", "evaluation"):
+        assert stages.stage_of({kind: {}}).train is short_stages.run_stage
+    assert stages.stage_of({"rl": {}, "evaluation": {}}).train is not short_stages.run_stage
