@@ -117,7 +117,9 @@ def _train(options: argparse.Namespace) -> int:
     from moejax.training import train_command
 
     def stage_of(values: dict[str, Any]) -> train_command.Stage | None:
-        if not {"rl", "pairs", "rejection", "evaluation", "pipeline"} & values.keys():
+        from moejax.training import run_config
+
+        if not values.keys() & run_config.OTHER_STAGES:
             return None
         from moejax.reasoning import stages  # the other runs need none of it
 

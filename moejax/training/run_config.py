@@ -143,6 +143,8 @@ class RunConfig:
 
 # Blocks of stages of reasoning (``moejax.reasoning``), which say nothing of the model.
 STAGE_BLOCKS = ("task", "prompt", "sampling", "rl", "reward", "evaluation")
+# Blocks that a config of training on text never has.
+OTHER_STAGES = ("rl", "pairs", "rejection", "evaluation", "pipeline")
 
 # Blocks and fields that a resumed run may change: what is spent, kept and shown, and where it runs.
 MAY_CHANGE = (
@@ -171,6 +173,11 @@ def from_dict(values: Mapping[str, Any], *, own: bool = True) -> RunConfig:
     )  # fmt: skip
     known = {f.name for f in dataclasses.fields(RunConfig)} | {"moe", "router"}
     for name in values:
+        if name in OTHER_STAGES:
+            raise ConfigError(
+                name, "...", "makes the config a stage that moejax train alone can run; plans and "
+                "ablations are for training on text",
+            )  # fmt: skip
         if name not in known:
             raise ConfigError(
                 name, values[name], f"no such block; {mechanism.nearest(name, known)}"

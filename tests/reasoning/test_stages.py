@@ -7,6 +7,8 @@ import pytest
 from runs import CONFIG, summary
 from runs import train as command
 
+from moejax import cli
+from moejax.analysis.report.gather import gather
 from moejax.config import ConfigError
 from moejax.cost.bill import summarize
 from moejax.reasoning import short_stages, stages
@@ -158,3 +160,22 @@ def test_the_kind_of_a_config():
     for kind in ("pairs", "rejection", "evaluation"):
         assert stages.stage_of({kind: {}}).train is short_stages.run_stage
     assert stages.stage_of({"rl": {}, "evaluation": {}}).train is not short_stages.run_stage
+
+
+def test_other_commands_say_what_a_stage_is_not(pairs, tmp_path, capsys):
+    for command_line in (
+        ["plan", f"--config={pairs / 'stage.py'}"],
+        ["report", str(pairs / "run"), f"--output={tmp_path / 'report.html'}"],
+    ):
+        assert cli.main(command_line) == 2
+    plan, report = capsys.readouterr().err.strip().splitlines()[-2:]
+    assert "moejax train alone" in plan
+    assert "trained no model" in report and not (tmp_path / "report.html").exists()
+
+
+def test_a_report_on_a_folder_of_stages_shows_those_with_models(pairs, tiny_start, tmp_path):
+    shutil.copytree(pairs / "run", tmp_path / "runs/cold")
+    shutil.copytree(tiny_start, tmp_path / "runs/base")
+    subject = gather([str(tmp_path / "runs")])
+    assert [run.name for run in subject.runs] == ["base"]
+    assert "cold" in subject.notes[0] and len(subject.bill["runs"]) == 2

@@ -133,14 +133,14 @@ def gather(directories: Sequence[str]) -> Subject:
         raise UserError(f"{ablations[0]}: is an ablation's folder; give it alone")
     if ablations:
         return _gather_ablation(paths[0])
-    found = _runs_under(paths)
+    notes: list[str] = []
+    found = _with_models(_runs_under(paths), notes)
     names = _names(found)
     runs = [_read_run(path, name) for path, name in zip(found, names, strict=True)]
     if len(runs) == 1:
         title = runs[0].name
     else:
         title = paths[0].resolve().name if len(paths) == 1 else f"{len(runs)} runs"
-    notes: list[str] = []
     kind = "run" if len(runs) == 1 else "set"
     return Subject(kind, title, paths, runs, None, _bill(paths, notes), notes)
 
@@ -158,6 +158,20 @@ def _runs_under(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
         for run in below:
             found.setdefault(run.resolve(), run)
     return list(found.values())
+
+
+def _with_models(found: list[pathlib.Path], notes: list[str]) -> list[pathlib.Path]:
+    """The runs that trained a model; of the others there is a bill only, which a note says."""
+    trained = [path for path in found if "model" in run_dir.read_record(path)["config"]]
+    others = [path.name for path in found if path not in trained]
+    if not trained:
+        raise UserError(
+            f"{found[0]}: trained no model, so there is a bill only; see moejax ledger, or give "
+            "the folder of a run that did"
+        )
+    if others:
+        notes.append(f"Of {', '.join(others)} there is a bill only: no model was trained.")
+    return trained
 
 
 def _with_config(path: pathlib.Path) -> list[pathlib.Path]:
