@@ -97,12 +97,12 @@ class PolicyRun:
             "old": jax.jit(make_scorer(run.model, setup.rl, vocab_size, keep)),
             "reference": jax.jit(make_scorer(run.model, setup.rl, vocab_size)),
         }
-        found = self._begin()
-        self.state, self.step, self.tokens, self.loss = (
-            found.state, found.step, found.tokens, found.loss
-        )  # fmt: skip
+        with self.ledger.phase("startup"):
+            found = self._begin()
+            self.state, self.step = found.state, found.step
+            self.reference = self._reference()
+        self.tokens, self.loss = found.tokens, found.loss
         self.ledger.begin_from(self.step, self.tokens)
-        self.reference = self._reference()
         self._load_evaluations()
         self.writer = MetricWriter(
             self.directory.path, resume_step=self.step, on_error=self._metrics_failed
