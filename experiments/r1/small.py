@@ -1,9 +1,9 @@
-"""DeepSeek-R1 in miniature, small: pre-training, cold start, reinforcement, rejection sampling.
+"""DeepSeek-R1 in miniature, small: cold start, reinforcement, rejection sampling, distillation.
 
-The question is the sum of two numbers of three digits. Stages, in order: a base model on the
-standard library's source and on worked answers; supervised training on more of these; reinforcement
-by group-relative policy optimization; the policy's own right answers as pairs; a dense model of the
-same active size trained on them, and one trained by reinforcement alone.
+The question is the sum of two numbers of three digits, worked out digit by digit in ``<think>``.
+Stages, in order: worked answers by rule; a small MoE trained on them from nothing, not to its end;
+reinforcement by group-relative policy optimization; the policy's own right answers as pairs; a dense
+model of the same active size trained on those alone, and asked the held-out problems.
 
     moejax train --config=experiments/r1/small.py --workdir=runs/r1_small
 
@@ -14,15 +14,21 @@ import ml_collections
 import stages
 
 TASK = {"names": ("add",), "difficulties": (3,)}
+HELD_OUT = {"problems": 200, "samples": 4}
 
 
 def get_config(seed: int = 0) -> ml_collections.ConfigDict:
     """The pipeline; every field can be changed with --config.pipeline.N.FIELD=VALUE."""
-    moe = stages.model(width=96, layers=3, experts=8)
+    size = dict(width=96, layers=3)
+    moe, dense = stages.model(**size, experts=8), stages.dense(**size)
     return ml_collections.ConfigDict({
         "pipeline": (
             stages.pairs("cold_pairs", TASK, 8_000, seed),
-            stages.sft("cold_start", moe, "", "@cold_pairs", 250, seed, rate=3e-3),
+            stages.sft("cold_start", moe, "", "@cold_pairs", 350, seed, rate=3e-3),
             stages.reinforce("rl", moe, "@cold_start", TASK, 40, seed),
+            stages.rejection("own_answers", "@rl", TASK, 2_000, seed, samples=2),
+            stages.sft("distilled", dense, "", "@own_answers", 250, seed, rate=3e-3,
+                       stage="distill"),
+            stages.evaluate("distilled_asked", "@distilled", TASK, HELD_OUT),
         )
     })  # fmt: skip
