@@ -1,9 +1,9 @@
 """DeepSeek-R1 in miniature, small: cold start, reinforcement, rejection sampling, distillation.
 
 The question is the sum of two numbers of three digits, worked out digit by digit in ``<think>``.
-Stages, in order: worked answers by rule; a small MoE trained on them from nothing, not to its end;
-reinforcement by group-relative policy optimization; the policy's own right answers as pairs; a dense
-model of the same active size trained on those alone, and asked the held-out problems.
+Stages, in order: worked answers by rule; a small MoE trained on them from nothing, and not to its
+end; reinforcement by group-relative policy optimization; the policy's own right answers as pairs; a
+dense model of the same active size trained on those alone, and asked the held-out problems.
 
     moejax train --config=experiments/r1/small.py --workdir=runs/r1_small
 
