@@ -28,7 +28,8 @@ FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.pop
                    "yaml.unsafe_load", "yaml.full_load", "marshal.loads", "pickle.loads",
                    "runpy.run_path", "runpy.run_module"}  # fmt: skip
 # PyTorch's own speed is measured beside ours, in a process of its own; no file is loaded with it.
-MAY_MEASURE = {"bench/peer_transformers.py": "imports torch"}
+PEERS = ("bench/peer_transformers.py", "bench/peer_generate.py")
+MAY_MEASURE = dict.fromkeys(PEERS, "imports torch")
 # Where code is loaded by name or path: a config file of the user's, and a router of the user's.
 MAY_IMPORT = {"config.py", "moe/routers/registry.py"}
 

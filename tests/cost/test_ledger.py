@@ -287,17 +287,20 @@ def test_it_is_flushed_every_second_and_sums_to_the_wall_time(tmp_path):
 
 
 def test_the_segments_of_a_run_sum_to_the_time_that_they_took(tmp_path):
-    wall = 0.0
+    wall = inside = 0.0
     for _ in range(2):
         start = time.monotonic()
         bill = opened(tmp_path)
+        begun = time.monotonic()
         for phase in ("compile", "train", "eval"):
             with bill.phase(phase):
                 time.sleep(0.1)
+        inside += time.monotonic() - begun
         bill.close("interrupted")
         wall += time.monotonic() - start
     found = read(tmp_path)
-    assert sum(found["seconds"].values()) == pytest.approx(wall, rel=0.01, abs=0.02)
+    # A busy machine may take its time to open and to close the file.
+    assert inside - 0.001 <= sum(found["seconds"].values()) <= wall + 0.001
     assert found["wall_seconds"] == sum(found["seconds"].values())
 
 

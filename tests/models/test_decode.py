@@ -11,7 +11,7 @@ import tiny
 
 from moejax.config import ConfigError
 from moejax.models import AttentionConfig, RopeConfig, Transformer
-from moejax.models.decode import SamplingConfig, _sample, sample
+from moejax.models.decode import SamplingConfig, sample, sample_program
 
 VOCAB, MOST, TEMPERATURE = 21, 8, 0.7
 PROMPTS = np.array([[0, 3, 1, 4], [0, 15, 9, 9], [7, 9, 9, 9]])
@@ -148,13 +148,13 @@ def test_noise_follows_the_seed():
 
 def test_other_options_run_by_the_same_program():
     run(ONE)
-    before = _sample._cache_size()
+    before = sample_program._cache_size()
     run(ONE, temperature=0.3, top_p=0.5, top_k=4, min_p=0.1, seeds=SEEDS * 3)
     run(ONE, temperature=0.0, stops=(1, 2, 3))
     run(ONE, prompts=PROMPTS[::-1], lengths=LENGTHS[::-1])
-    assert _sample._cache_size() == before
+    assert sample_program._cache_size() == before
     run(ONE, max_tokens=MOST + 1)
-    assert _sample._cache_size() == before + 1
+    assert sample_program._cache_size() == before + 1
 
 
 def test_a_stop_token_ends_its_row():
@@ -195,7 +195,7 @@ def test_decoding_ends_when_all_rows_have(monkeypatch):
         return old(self, hidden)
 
     monkeypatch.setattr(decode.Decoder, "logits", counted)
-    decode._sample.clear_cache()
+    decode.sample_program.clear_cache()
     free = run(ONE, temperature=0.0)
     jax.effects_barrier()
     assert len(calls) == MOST
@@ -204,7 +204,7 @@ def test_decoding_ends_when_all_rows_have(monkeypatch):
     got = run(ONE, temperature=0.0, stops=stops)
     jax.effects_barrier()
     assert got.finished.all() and len(calls) == (got.lengths - LENGTHS).max() <= 2
-    decode._sample.clear_cache()
+    decode.sample_program.clear_cache()
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,8 @@ def test_parts_of_a_batch_add_up_to_it(state, rows):
         run = step(config(aggregate=form))
         (whole, one), (cut, two) = run(state, parts_of(rows, 1)), run(state, parts_of(rows, 4))
         tiny.assert_trees_close(cut.params, whole.params, 1e-5)
-        tiny.assert_trees_close(two.values, one.values, 2e-4)
+        for name, value in one.values.items():  # gaps are rounding, and k3 is their square
+            assert two.values[name] == pytest.approx(float(value), rel=2e-4, abs=1e-6), name
         tiny.assert_trees_close(two.router_stats, one.router_stats, 1e-4)
 
 
@@ -106,8 +107,7 @@ def test_what_follows_a_response_changes_nothing(state, rows):
 def test_no_advantage_moves_nothing_but_what_balances(state, rows):
     rows = without_replay(rows).replace(advantages=jnp.zeros(8))
     new, found = step(config())(state, parts_of(rows, 1))
-    still = {"embedding", "head", "final_norm"}
-    for name in still:
+    for name in ("head", "final_norm"):  # no balance loss reaches them
         tiny.assert_trees_close(new.params[name], state.params[name], 0.0)
     assert found.values["loss"] == 0
 
@@ -116,7 +116,8 @@ def test_a_policy_that_replays_its_own_choices_is_itself(state, rows):
     run = step(config(routing_replay="rollout"))
     (a, one), (b, two) = (run(state, parts_of(r, 2)) for r in (rows, without_replay(rows)))
     tiny.assert_trees_close(a.params, b.params, 1e-6)
-    tiny.assert_trees_close(one.values, two.values, 1e-4)
+    for name, value in one.values.items():
+        assert two.values[name] == pytest.approx(float(value), rel=1e-4, abs=1e-6), name
 
 
 def test_choices_of_an_old_policy_are_replayed_after_it_moved(state, rows):

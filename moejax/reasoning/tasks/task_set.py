@@ -20,6 +20,7 @@ _RULES = (
 )  # fmt: skip
 TASKS: dict[str, RuleTask] = {task.name: task() for task in _RULES}
 DATASETS = ("gsm8k", "jsonl")
+MISSES = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,11 +99,15 @@ class TaskSet:
 
     def _different(self, name: str, level: int, count: int, split: str, seed: int) -> list[Problem]:
         by_key: dict[str, Problem] = {}
-        for index in range(100 + 50 * count):
+        index = last = 0  # draws, and how many there were at the last new one
+        # If one were left of n, 20 n draws would miss it with a chance of e^-20.
+        while index - last <= MISSES * (len(by_key) + 5):
             if len(by_key) == count:
                 return list(by_key.values())
             problem = self.tasks[name].problem(seed, index, level, split)
-            by_key.setdefault(problem.key, problem)
+            index += 1
+            if problem.key not in by_key:
+                by_key[problem.key], last = problem, index
         raise UserError(
             f"task {name!r} has about {len(by_key)} different problems of level {level} in split "
             f"{split!r}, not {count}; ask for fewer, or take a higher level"
