@@ -19,8 +19,10 @@ from moejax.training.state import TrainState
 
 Tree = Any
 # Metrics that add up over parts of a batch, and those of which the largest counts; the others are
-# means over tokens.
+# means over tokens, or over responses.
 SUMS, LARGEST = ("loss", "surrogate", "kl", "entropy"), ("gap/max", "ratio/max")
+BY_RESPONSE = ("response_length",)
+BY_RATIO = ("clip/low", "clip/high", "ratio/mean")  # over responses where the ratio is theirs
 
 
 @struct.dataclass
@@ -90,8 +92,16 @@ def make_policy_step(
 
         def weigh(part: PolicyRows, found):
             grads, (values, aux_loss, stats) = found
-            share = jnp.sum(part.mask) / jnp.maximum(totals.tokens, 1)
-            scale = lambda name: 1.0 if name in (*SUMS, *LARGEST) else share
+            own = Totals.of(part.mask)
+            tokens = own.tokens / jnp.maximum(totals.tokens, 1)
+            responses = own.responses / jnp.maximum(totals.responses, 1)
+            by_response = BY_RESPONSE + (BY_RATIO if rl.ratio == "sequence" else ())
+
+            def scale(name: str) -> Array | float:
+                if name in (*SUMS, *LARGEST):
+                    return 1.0
+                return responses if name in by_response else tokens
+
             return grads, {k: v * scale(k) for k, v in values.items()}, aux_loss, stats
 
         def add(total, part):

@@ -23,6 +23,7 @@ def pull(weight):
     batch = {
         field.name: np.asarray(getattr(tiny.batch(), field.name)[0])
         for field in dataclasses.fields(tiny.batch())
+        if getattr(tiny.batch(), field.name) is not None
     }
     return balance_runs._pull(config, 7, tiny.variables(config), batch)
 

@@ -81,15 +81,22 @@ def test_the_first_update_is_on_policy(state, rows):
     assert found.tokens == np.sum(np.asarray(rows.lengths) - 1)
 
 
-def test_parts_of_a_batch_add_up_to_it(state, rows):
-    rows = without_replay(rows)
-    for form in ("sequence_mean", "token_mean", "constant"):
-        run = step(config(aggregate=form))
-        (whole, one), (cut, two) = run(state, parts_of(rows, 1)), run(state, parts_of(rows, 4))
-        tiny.assert_trees_close(cut.params, whole.params, 1e-5)
-        for name, value in one.values.items():  # gaps are rounding, and k3 is their square
-            assert two.values[name] == pytest.approx(float(value), rel=2e-4, abs=1e-6), name
-        tiny.assert_trees_close(two.router_stats, one.router_stats, 1e-4)
+GSPO = {"algorithm": "gspo", "clip_low": 3e-4, "clip_high": 4e-4}
+SLOW = [{"aggregate": "token_mean"}, {"aggregate": "constant"}, GSPO]
+
+
+@pytest.mark.parametrize("changes", [{}, *(pytest.param(c, marks=pytest.mark.slow) for c in SLOW)])
+def test_parts_of_a_batch_add_up_to_it(state, rows, changes):
+    rows, run = without_replay(rows), step(config(**changes))
+    (whole, one), (cut, two) = run(state, parts_of(rows, 1)), run(state, parts_of(rows, 4))
+    tiny.assert_trees_close(cut.params, whole.params, 1e-5)
+    for name, value in one.values.items():  # gaps are rounding, and k3 is their square
+        assert two.values[name] == pytest.approx(float(value), rel=2e-4, abs=1e-6), name
+    # Balance losses are means over rows, part by part; what is counted adds up.
+    counted = lambda found: {
+        name: found.router_stats["segment_1"]["layer_0"][name] for name in ("load", "tokens")
+    }
+    tiny.assert_trees_close(counted(two), counted(one), 1e-6)
 
 
 def test_what_follows_a_response_changes_nothing(state, rows):
