@@ -127,6 +127,7 @@ def test_a_policy_that_replays_its_own_choices_is_itself(state, rows):
         assert two.values[name] == pytest.approx(float(value), rel=1e-4, abs=1e-6), name
 
 
+@pytest.mark.slow
 def test_choices_of_an_old_policy_are_replayed_after_it_moved(state, rows):
     """The experts that are loaded are those that were kept, whatever the router would choose."""
     rl = config(routing_replay="old_policy", minibatches=2)

@@ -20,15 +20,12 @@ def row_of(mesh):
     return row
 
 
-# The others: see experiments/launch/compare_meshes.py for a table of them all.
-QUICK = [MeshConfig(fsdp=2, expert=2, context=2)]
-SLOW = [mesh for mesh in lib.ALONE + lib.MIXED if mesh not in QUICK]
+# See experiments/launch/compare_meshes.py for a table of them all.
+MESHES = lib.ALONE + lib.MIXED
 
 
-@pytest.mark.parametrize(
-    "mesh",
-    QUICK + [pytest.param(mesh, marks=pytest.mark.slow, id=lib.describe(mesh)) for mesh in SLOW],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES, ids=map(lib.describe, MESHES))
 def test_losses_of_20_steps_are_those_of_one_device(mesh):
     row = row_of(mesh)
     assert row["learned"] <= lib.TOLERANCE, row["apart"] or "no token was routed apart"
