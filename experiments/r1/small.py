@@ -7,7 +7,8 @@ dense model of the same active size trained on those alone, and asked the held-o
 
     moejax train --config=experiments/r1/small.py --workdir=runs/r1_small
 
-Hardware: 2 CPU cores.
+Hardware: 2 CPU cores, 4 min 8 s, $0.0066. Found (results/r1/small): pass@1 on held-out sums 0.464
+before and 0.544 after 40 steps of reinforcement, 0.696 after 150 at twice the learning rate.
 """
 
 import ml_collections
