@@ -19,7 +19,7 @@ HELD_OUT = {"problems": 200, "samples": 4}
 
 
 def get_config(seed: int = 0) -> ml_collections.ConfigDict:
-    """The pipeline; every field can be changed with --config.pipeline.N.FIELD=VALUE."""
+    """The pipeline; every field can be changed with --config.pipeline[N].FIELD=VALUE."""
     size = dict(width=96, layers=3)
     moe, dense = stages.model(**size, experts=8), stages.dense(**size)
     return ml_collections.ConfigDict({
