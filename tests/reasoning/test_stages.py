@@ -1,21 +1,25 @@
 """Stages that train nothing, and several stages in order by one config."""
 
 import json
+import pathlib
 import shutil
 
 import pytest
 from runs import CONFIG, summary
 from runs import train as command
 
-from moejax import cli
+from moejax import cli, config
 from moejax.analysis.report.gather import gather
 from moejax.config import ConfigError
+from moejax.cost import counts
 from moejax.cost.bill import summarize
 from moejax.reasoning import short_stages, stages
 from moejax.reasoning.tasks import TASKS, split_of
 from moejax.reasoning.templates import TEMPLATES
+from moejax.training import run_config
 from moejax.training.run_dir import read_record
 
+ROOT = pathlib.Path(__file__).parents[2]
 HEAD = CONFIG.split("def get_config")[0]
 ASKED = """"task": {"names": ("add",), "difficulties": (2,)}, "prompt": {"template": "plain"},
         "sampling": {"max_tokens": 4}, "prompt_tokens": 16,"""
@@ -153,6 +157,20 @@ def test_a_pipeline_that_cannot_run_is_refused_before_its_first_stage(blocks, fi
     with pytest.raises(ConfigError) as refused:
         stages.read_pipeline(blocks)
     assert refused.value.field.startswith(field)
+
+
+def test_the_packaged_pipeline_can_be_read():
+    """The dense model that is distilled has the active size of the others."""
+    pipeline = stages.read_pipeline(config.load(str(ROOT / "experiments/r1/small.py")))
+    assert [name for name, _ in pipeline.stages] == [
+        "cold_pairs", "cold_start", "rl", "own_answers", "distilled", "distilled_asked",
+    ]  # fmt: skip
+    active = []
+    for name in ("cold_start", "distilled"):
+        blocks = dict(pipeline.stages)[name] | {"data": {}}
+        counted = counts.count(run_config.from_dict(blocks).model, 256)
+        active.append(counted.params.active.no_embedding)
+    assert active[1] == pytest.approx(active[0], rel=0.02)
 
 
 def test_the_kind_of_a_config():
