@@ -9,5 +9,6 @@ rollouts        questions asked, answers sampled and judged
 policy_config, policy_setup, policy_step, policy_run, policy_train      a run of reinforcement
 evaluate, policy_evaluation         pass@1, pass@k, majority@n on held-out problems
 pairs_config, short_stages          pairs by rule, rejection sampling, evaluation as stages
+stage_run       what opens, runs and closes any of them
 stages          which kind of run a config is, and pipelines of several
 """

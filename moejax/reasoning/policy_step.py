@@ -90,31 +90,7 @@ def make_policy_step(
         grad = jax.grad(part_loss, has_aux=True)
         run = lambda part: grad(state.params, state.router_state, part, totals, parts)
 
-        def weigh(part: PolicyRows, found):
-            grads, (values, aux_loss, stats) = found
-            own = Totals.of(part.mask)
-            tokens = own.tokens / jnp.maximum(totals.tokens, 1)
-            responses = own.responses / jnp.maximum(totals.responses, 1)
-            by_response = BY_RESPONSE + (BY_RATIO if rl.ratio == "sequence" else ())
-
-            def scale(name: str) -> Array | float:
-                if name in (*SUMS, *LARGEST):
-                    return 1.0
-                return responses if name in by_response else tokens
-
-            return grads, {k: v * scale(k) for k, v in values.items()}, aux_loss, stats
-
-        def add(total, part):
-            grads, values, aux_loss, stats = weigh(part, run(part))
-            largest = {k: jnp.maximum(total[1][k], v) for k, v in values.items() if k in LARGEST}
-            sums = jax.tree.map(jnp.add, total, (grads, values, aux_loss, stats))
-            return (sums[0], sums[1] | largest, *sums[2:]), None
-
-        first = jax.tree.map(lambda a: a[0], rows)
-        total = weigh(first, run(first))
-        if parts > 1:
-            total, _ = jax.lax.scan(add, total, jax.tree.map(lambda a: a[1:], rows))
-        grads, values, aux_loss, stats = total
+        grads, values, aux_loss, stats = _over_parts(rl, run, rows, totals)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new = TrainState(
             state.step + 1, optax.apply_updates(state.params, updates), opt_state,
@@ -130,6 +106,32 @@ def make_policy_step(
         )  # fmt: skip
 
     return step
+
+
+def _over_parts(rl: RLConfig, run: Callable[[PolicyRows], Tree], rows: PolicyRows, totals: Totals):
+    """The sums over parts of what ``run`` gives for each; metrics as SUMS and the others say."""
+    by_response = BY_RESPONSE + (BY_RATIO if rl.ratio == "sequence" else ())
+
+    def weighed(part: PolicyRows) -> Tree:
+        grads, (values, aux_loss, stats) = run(part)
+        own = Totals.of(part.mask)
+        tokens = own.tokens / jnp.maximum(totals.tokens, 1)
+        responses = own.responses / jnp.maximum(totals.responses, 1)
+        share = lambda name: responses if name in by_response else tokens
+        whole = (*SUMS, *LARGEST)
+        values = {k: v if k in whole else v * share(k) for k, v in values.items()}
+        return grads, values, aux_loss, stats
+
+    def add(total: Tree, part: PolicyRows) -> tuple[Tree, None]:
+        found = weighed(part)
+        largest = {k: jnp.maximum(total[1][k], found[1][k]) for k in LARGEST if k in found[1]}
+        sums = jax.tree.map(jnp.add, total, found)
+        return (sums[0], sums[1] | largest, *sums[2:]), None
+
+    total = weighed(jax.tree.map(lambda a: a[0], rows))
+    if rows.tokens.shape[0] > 1:
+        total, _ = jax.lax.scan(add, total, jax.tree.map(lambda a: a[1:], rows))
+    return total
 
 
 def make_scorer(

@@ -1,23 +1,19 @@
 """From the config of a run of reinforcement learning to its finished folder."""
 
 import math
-import sys
-import time
+import pathlib
 from typing import Any
 
 from moejax.config import check
 from moejax.cost import text
 from moejax.cost.bill import summarize as read_bill
 from moejax.cost.bill_text import format_ledger
-from moejax.cost.ledger import process_age
 from moejax.reasoning.policy_config import PolicyConfig
 from moejax.reasoning.policy_run import PolicyRun
 from moejax.reasoning.policy_setup import prepare_policy
-from moejax.training import prepare, run_dir, several
-from moejax.training.failures import Interrupted
-from moejax.training.signals import StoppedAtOnce, StopRequest
+from moejax.reasoning.stage_run import Opened, run_stage
+from moejax.training import prepare, run_dir
 from moejax.training.start import recorded_in
-from moejax.training.train import open_ledger, run_whole
 
 
 def train_policy(
@@ -46,24 +42,16 @@ def train_policy(
         resume_from is None, "--resume-from", resume_from,
         "is for runs on text; reinforcement goes on from its newest checkpoint: leave it out",
     )  # fmt: skip
-    begun = time.monotonic() - (process_age() if bill_process else 0.0)
-    with StopRequest() as stop:
-        try:
-            with stop.at_once():
-                path = run_dir.check_workdir(workdir)
-                setup = prepare_policy(config)
-                directory = run_dir.open_run(path, setup.config, setup.asked)
-                directory = recorded_in(directory, setup.start)
-        except StoppedAtOnce:
-            raise Interrupted(f"{stop.name}: before it began; nothing was written") from None
-        done = directory.finished()
-        if done is not None:
-            print(f"{workdir}: the run is complete; nothing to do", file=sys.stderr)
-            return done
-        with several.created(directory, setup.asked):
-            ledger = open_ledger(setup.config.run, setup.billing, setup.mesh, path, begun)
-            start = lambda: PolicyRun(setup, directory, ledger, stop)
-            return run_whole(start, setup.mesh, directory, ledger, stop, summarize)
+
+    def opened(path: pathlib.Path) -> Opened:
+        setup = prepare_policy(config)
+        directory = run_dir.open_run(path, setup.config, setup.asked)
+        directory = recorded_in(directory, setup.start)
+        make = lambda ledger, stop: PolicyRun(setup, directory, ledger, stop)
+        run = setup.config.run
+        return Opened(directory, setup.asked, run, setup.billing, setup.mesh, make, summarize)
+
+    return run_stage(opened, workdir, bill_process)
 
 
 def summarize(run: PolicyRun, status: str) -> dict[str, Any]:

@@ -8,8 +8,6 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-import sys
-import time
 from typing import Any
 
 import jax
@@ -18,7 +16,7 @@ from moejax.config import UserError
 from moejax.cost import counts, hardware
 from moejax.cost.bill import summarize as read_bill
 from moejax.cost.bill_text import format_ledger
-from moejax.cost.ledger import Ledger, process_age
+from moejax.cost.ledger import Ledger
 from moejax.data import tokenizers
 from moejax.parallel import MeshConfig, make_mesh
 from moejax.reasoning import templates
@@ -27,13 +25,12 @@ from moejax.reasoning.policy_evaluation import ask_held_out
 from moejax.reasoning.policy_setup import Asked
 from moejax.reasoning.rewards import Scorer
 from moejax.reasoning.rollouts import Asker, seeds_of
+from moejax.reasoning.stage_run import Opened, run_stage
 from moejax.reasoning.tasks import Problem, TaskSet
-from moejax.training import prepare, restore, run_dir, several
-from moejax.training.failures import Interrupted
+from moejax.training import prepare, restore, run_dir
 from moejax.training.manifest import write_whole
 from moejax.training.prepare import Billing
-from moejax.training.signals import StoppedAtOnce, StopRequest
-from moejax.training.train import open_ledger, run_whole
+from moejax.training.signals import StopRequest
 
 PAIRS, EVALUATIONS = "pairs.jsonl", "evaluations.json"
 
@@ -159,7 +156,7 @@ class ShortRun:
         )
 
 
-def run_stage(
+def do_stage(
     config: ShortConfig,
     workdir: str,
     *,
@@ -183,34 +180,24 @@ def run_stage(
     """
     if resume_from is not None:
         raise UserError(f"--resume-from = {resume_from}: a stage {config.kind!r} has no steps")
-    begun = time.monotonic() - (process_age() if bill_process else 0.0)
-    with StopRequest() as stop:
-        try:
-            with stop.at_once():
-                path = run_dir.check_workdir(workdir)
-                tasks, asked, asker = _opened(config)
-                directory = run_dir.open_run(path, config, asked)
-        except StoppedAtOnce:
-            raise Interrupted(f"{stop.name}: before it began; nothing was written") from None
-        done = directory.finished()
-        if done is not None:
-            print(f"{workdir}: the run is complete; nothing to do", file=sys.stderr)
-            return done
-        mesh = make_mesh(MeshConfig())
-        billing = _billing(config, mesh)
-        with several.created(directory, asked):
-            ledger = open_ledger(config, billing, mesh, path, begun)
-            start = lambda: ShortRun(config, path, tasks, asker, ledger, stop)
 
-            def summary(run: ShortRun, status: str) -> dict[str, Any]:
-                return {
-                    "status": status, "kind": config.kind, "step": 0, "tokens": 0, "loss": None,
-                    **run.found, "seconds": ledger.seconds, "dollars": ledger.total_dollars,
-                    "rollout_flops": ledger.rollout_flops,
-                    "fingerprint": directory.record["fingerprint"],
-                }  # fmt: skip
+    def opened(path: pathlib.Path) -> Opened:
+        tasks, asked, asker = _opened(config)
+        directory, mesh = run_dir.open_run(path, config, asked), make_mesh(MeshConfig())
+        make = lambda ledger, stop: ShortRun(config, path, tasks, asker, ledger, stop)
 
-            return run_whole(start, mesh, directory, ledger, stop, summary)
+        def summarize(run: ShortRun, status: str) -> dict[str, Any]:
+            ledger = run.ledger
+            return {
+                "status": status, "kind": config.kind, "step": 0, "tokens": 0, "loss": None,
+                **run.found, "seconds": ledger.seconds, "dollars": ledger.total_dollars,
+                "rollout_flops": ledger.rollout_flops,
+                "fingerprint": directory.record["fingerprint"],
+            }  # fmt: skip
+
+        return Opened(directory, asked, config, _billing(config, mesh), mesh, make, summarize)
+
+    return run_stage(opened, workdir, bill_process)
 
 
 def _opened(

@@ -29,7 +29,7 @@ def stage_of(values: Mapping[str, Any]) -> Stage | None:
     if "rl" in values:
         return Stage(policy_config.from_dict, policy_train.train_policy, policy_train.show)
     if any(kind in values for kind in pairs_config.KINDS):
-        return Stage(pairs_config.from_dict, short_stages.run_stage, short_stages.show)
+        return Stage(pairs_config.from_dict, short_stages.do_stage, short_stages.show)
     return None
 
 

@@ -171,7 +171,7 @@ def test_an_update_raises_what_was_rewarded(state, rows):
 
 
 def test_with_several_updates_the_old_policy_stays(state, rows):
-    """A second step on the same rollout has ratios that are not 1, and some are clipped."""
+    """A second step on the same rollout has ratios that are not 1."""
     rl = config(epochs=2)
     rows = without_replay(rows).replace(old=rows.sampler)
     run = step(rl)

@@ -55,10 +55,11 @@ def test_pairs_by_rule(pairs):
 
 
 def test_pairs_hold_nothing_that_is_held_out(pairs):
-    task = TASKS["add"]
-    for index in range(60):
-        problem = task.problem(3, index, 2, "sft")
-        assert split_of("add", problem.key) == "train"
+    task, template = TASKS["add"], TEMPLATES["r1_short"]
+    made = [task.problem(3, index, 2, "sft") for index in range(60)]
+    lines = [json.loads(line) for line in (pairs / "run/pairs.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == [template.prompt(p.prompt) for p in made]
+    assert {split_of("add", problem.key) for problem in made} == {"train"}
 
 
 def test_an_evaluation_counts_what_was_asked(tiny_start, tmp_path):
@@ -176,8 +177,8 @@ def test_the_packaged_pipeline_can_be_read():
 def test_the_kind_of_a_config():
     assert stages.stage_of({"model": {}, "train": {}}) is None
     for kind in ("pairs", "rejection", "evaluation"):
-        assert stages.stage_of({kind: {}}).train is short_stages.run_stage
-    assert stages.stage_of({"rl": {}, "evaluation": {}}).train is not short_stages.run_stage
+        assert stages.stage_of({kind: {}}).train is short_stages.do_stage
+    assert stages.stage_of({"rl": {}, "evaluation": {}}).train is not short_stages.do_stage
 
 
 def test_other_commands_say_what_a_stage_is_not(pairs, tmp_path, capsys):
