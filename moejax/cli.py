@@ -8,10 +8,12 @@ from typing import Any, NoReturn
 
 from moejax import cli_flags as flags
 from moejax.config import UserError, visible
+from moejax.host_memory import keep_freed_memory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a sub-command; returns 0, 2 for a user's mistake or 1 for a run that failed."""
+    keep_freed_memory()
     arguments = list(sys.argv[1:] if argv is None else argv)
     # --config.a.b=VALUE settings are taken out before argparse, which cannot know their names.
     # What stands after ``--`` is the command line of what ``launch`` starts.

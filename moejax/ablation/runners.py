@@ -21,6 +21,7 @@ from moejax.ablation.shares import Share, within
 from moejax.ablation.spec import AblationSpec, from_dict
 from moejax.analysis.ablation_record import ABLATION, PLAN
 from moejax.config import UserError
+from moejax.host_memory import keep_freed_memory
 from moejax.training.fork import fork_run
 from moejax.training.loop import Interrupted, RunFailed
 from moejax.training.programs import ProgramCache
@@ -261,6 +262,7 @@ def _answer(process: subprocess.Popen) -> dict[str, Any]:
 
 def child(workdir: str, what: str, name: str) -> int:
     """What a child process does: a cell of the ablation in ``workdir``, or a variant's seconds."""
+    keep_freed_memory()
     _end_with_parent(int(os.environ[PARENT]))
     folder = Folder(workdir)
     spec = from_dict(folder.read(ABLATION)["spec"])
