@@ -19,7 +19,7 @@ EQUAL_FLOPS_A_TOKEN = {
     "loss_free_bias", "balance_strategy", "upcycled_vs_scratch",
 }  # fmt: skip
 # Equal data, where the claim is one about data; their docstrings say what FLOPs that takes.
-EQUAL_TOKENS_ONLY = {"mtp"}
+EQUAL_TOKENS_ONLY = {"mtp", "base_seeds"}
 
 
 def flops_a_token(config):
@@ -54,7 +54,7 @@ def test_every_ablation_is_there():
         "router_shootout", "balance_strategy", "dense_vs_moe", "granularity", "expert_count",
         "shared_experts", "capacity_vs_dropless", "top_k", "first_k_dense", "upcycled_vs_scratch",
         "mtp", "mla_vs_gqa", "adamw_vs_muon", "low_precision", "fine_grained_shared",
-        "loss_free_bias",
+        "loss_free_bias", "base_seeds",
     }  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def test_a_config_says_what_it_tests(name):
     for needed in ("arXiv", "What it can show:", "What it cannot:", "Hardware: 2 CPU cores, about"):
         assert needed in doc, needed
     assert spec.claim.text and "arXiv" in spec.claim.source and spec.claim.numbers
-    assert len(spec.seeds) == 5 and spec.smallest_effect > 0
+    assert len(spec.seeds) == (20 if name == "base_seeds" else 5) and spec.smallest_effect > 0
 
 
 @pytest.mark.parametrize("name", FILES)
