@@ -9,8 +9,8 @@ arXiv 2103.03098). Dealt out to pretended variants, again and again, these runs 
 
 The second variant, half as wide and two layers deep, is here because an ablation has two.
 
-What it can show: whether errors of this size of run are as the statistics take them. What it
-cannot: errors of runs that diverge now and then.
+What it can show: whether errors of this size of run are as the statistics take them.
+What it cannot: errors of runs that diverge now and then.
 
 Hardware: 2 CPU cores, about 10 minutes with --processes=2.
 """
