@@ -9,16 +9,24 @@ import json
 import math
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from moejax.config import UserError
+
+# tensorboardX imports PyTorch wherever it is installed: two seconds of every start, for nothing.
+_torch_is_wanted = "torch" in sys.modules
+sys.modules.setdefault("torch", None)
+from tensorboardX import summary  # noqa: E402
+from tensorboardX.event_file_writer import EventsWriter  # noqa: E402
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # noqa: E402
+
+if not _torch_is_wanted:
+    del sys.modules["torch"]
 
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"

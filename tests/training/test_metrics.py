@@ -1,6 +1,8 @@
 """The metrics file: strict JSON, nothing torn, nothing twice after a resume."""
 
 import json
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -194,3 +196,11 @@ def test_names_and_kinds_that_are_refused(tmp_path):
         with pytest.raises((TypeError, ValueError)):
             writer.write(1, {"loss": object()})
     assert list(tmp_path.iterdir()) == [] and metrics.FILE == "metrics.jsonl"
+
+
+def test_pytorch_is_not_imported():
+    """tensorboardX would, where it is installed: two seconds of every start."""
+    pytest.importorskip("torch", reason="PyTorch is not installed, so that nothing can import it")
+    program = "import sys, moejax.training.train; print('torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert said.stdout == "False\n", said.stderr
