@@ -32,6 +32,7 @@ def make_plan(
     purchase: Purchase | None = None,
     pue: float | None = None,
     dollars_per_kwh: float = energy.DOLLARS_PER_KWH,
+    more_flops: float = 0.0,
 ) -> dict[str, Any]:
     """Plans training a model on so many tokens, in sequences of ``seq_len``.
 
@@ -50,6 +51,7 @@ def make_plan(
       purchase: what a device costs to buy; None takes the packaged book's.
       pue: power usage effectiveness of the data centre; None takes the chip's usual one.
       dollars_per_kwh: price of electricity, for the ``owned`` lens.
+      more_flops: FLOPs of each token beside training, as of a teacher.
 
     Returns:
       ``moejax plan --format=json``: ``Counts.to_dict`` with ``flops.per_token``, ``price_flops``,
@@ -67,8 +69,8 @@ def make_plan(
     parts = memory_parts(model_config, hardware=hardware, seq_len=seq_len, placement=placement)
     memory, usable = sum(parts.values()), usable_bytes(hardware)
     bill = price_flops(
-        tokens * counted.flops_per_token.train, hardware=hardware, devices=devices, price=price,
-        used=used, region=region, peak_flops=peak_flops, peak_source=peak_source,
+        tokens * (counted.flops_per_token.train + more_flops), hardware=hardware, devices=devices,
+        price=price, used=used, region=region, peak_flops=peak_flops, peak_source=peak_source,
         purchase=purchase, pue=pue, dollars_per_kwh=dollars_per_kwh,
     )  # fmt: skip
     layout, compute_seconds = placement.layout, 3600 * bill["device_hours"] / tokens

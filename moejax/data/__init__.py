@@ -7,6 +7,7 @@
     store        tokens by random access: in memory, or in ArrayRecord shards
     packing      documents in rows of S, every token a target exactly once
     pairs        prompts and completions in rows of S, the loss on completions
+    preferences  two responses to a prompt, one row a pair
     pair_files   their JSONL
     pipeline     shuffled, sharded, resumable batches
     pretokenize  `moejax tokenize`: shards written from any source
@@ -21,7 +22,7 @@ from moejax.data.data_config import DataConfig, SourceConfig
 from moejax.data.dataset import TextDataset, baselines, epochs, epochs_read, open_dataset
 from moejax.data.mixing import MixedRows
 from moejax.data.packing import Rows
-from moejax.data.pair_files import Pairs, read_pairs, write_pairs
+from moejax.data.pair_files import Pairs, read_pairs, read_preferences, write_pairs
 from moejax.data.pairs import PairRows, pairs_dataset
 from moejax.data.pipeline import (
     TrainIterator,
@@ -46,6 +47,7 @@ __all__ = [
     "open_dataset",
     "pairs_dataset",
     "read_pairs",
+    "read_preferences",
     "train_iterator",
     "validation_batches",
     "write_pairs",

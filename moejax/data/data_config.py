@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from moejax import config
 
-SOURCES = ("stdlib", "text", "tfds", "shards", "pairs")
+PAIRED = ("pairs", "preferences")
+SOURCES = ("stdlib", "text", "tfds", "shards", *PAIRED)
 # Names that metrics have for something else: val/router/..., and the whole.
 RESERVED_LABELS = ("router", "all")
 LABEL = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"
@@ -59,10 +60,11 @@ class DataConfig:
       ConfigError: a field that cannot be used; paths are looked at when the corpus is opened.
     """
 
-    source: Literal["stdlib", "text", "tfds", "shards", "pairs"] = "stdlib"
+    source: Literal["stdlib", "text", "tfds", "shards", "pairs", "preferences"] = "stdlib"
     # text: a UTF-8 file or a folder of them (.jsonl and .parquet too); shards: a folder written by
     # `moejax tokenize`; pairs: a JSONL file, or a folder of them, with the fields "prompt",
-    # "completion" and maybe "weight"; tfds: the data_dir, or "" for tfds' own default.
+    # "completion" and maybe "weight"; preferences: the same with "prompt", "chosen" and "rejected",
+    # for the block `preferences`; tfds: the data_dir, or "" for tfds' own default.
     path: str = ""
     name: str = ""  # tfds dataset, for example "tiny_shakespeare" or "wiki40b/en"
     text_field: str = "text"  # the field of JSONL, parquet and tfds records that holds the text
@@ -113,25 +115,27 @@ class DataConfig:
         config.check_not_negative("data", self, "prefetch")
 
     def _check_pairs(self) -> None:
-        pairs = self.source == "pairs"
+        pairs = self.source in PAIRED
         config.check(
             pairs or not self.drop_long,
             "data.drop_long",
             self.drop_long,
-            "is of data.source 'pairs'; documents of text are cut to rows, so leave it False",
+            "is of data.source 'pairs' and 'preferences'; documents of text are cut to rows, so "
+            "leave it False",
         )
         config.check(
             self.deduplicate == "none" or not pairs,
             "data.deduplicate",
             self.deduplicate,
-            "is of documents, and data.source 'pairs' takes every pair; leave it 'none'",
+            f"is of documents, and data.source {self.source!r} takes every pair; leave it 'none'",
         )
         for i, source in enumerate(self.mixture):
             config.check(
-                source.source != "pairs",
+                source.source not in PAIRED,
                 f"data.mixture[{i}].source",
                 source.source,
-                "cannot be mixed; put all pairs into one folder, and set data.source = 'pairs'",
+                f"cannot be mixed; put all pairs into one folder, and set data.source = "
+                f"{source.source!r}",
             )
 
     def _check_mixture(self) -> None:
@@ -206,8 +210,8 @@ class DataConfig:
 
     @property
     def weighted(self) -> bool:
-        """Whether targets have weights in the loss: those of pairs have."""
-        return self.source == "pairs"
+        """Whether targets have weights in the loss: those of pairs and preferences have."""
+        return self.source in PAIRED
 
     @property
     def shown(self) -> str:
@@ -236,7 +240,7 @@ def _check_source(prefix: str, options: Any) -> None:
         options.source,
         f"not a source; {config.nearest(str(options.source), SOURCES)}",
     )
-    needs_path = options.source in ("text", "shards", "pairs")
+    needs_path = options.source in ("text", "shards", *PAIRED)
     config.check(
         bool(options.path) or not needs_path,
         f"{prefix}.path",

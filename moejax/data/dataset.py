@@ -12,7 +12,7 @@ from jaxtyping import Int64
 from moejax import config as config_lib
 from moejax.data import baselines as baselines_lib
 from moejax.data import cache, splits, stdlib_corpus, store, tokenizers
-from moejax.data.data_config import DataConfig
+from moejax.data.data_config import PAIRED, DataConfig
 from moejax.data.documents import Corpus, text_corpus
 from moejax.data.duplicates import Seen
 from moejax.data.mixing import MixedRows
@@ -120,7 +120,7 @@ def open_corpus(config: DataConfig) -> Corpus:
             ),
         )
     config_lib.check(
-        config.source != "pairs",
+        config.source not in PAIRED,
         "data.source",
         config.source,
         "holds pairs of prompt and completion, not documents; only `moejax train` reads them",
@@ -324,6 +324,10 @@ def open_dataset(
         from moejax.data import pairs  # it builds upon this module
 
         return pairs.open_pairs(config, seq_len, check_tokenizer=check)
+    elif config.source == "preferences":
+        from moejax.data import preferences  # it builds upon this module
+
+        return preferences.open_preferences(config, seq_len, check_tokenizer=check)
     else:
         corpus = split_of(config, config.max_bytes)
         tokenizer = choose_tokenizer(config, corpus)

@@ -1,21 +1,22 @@
-"""Pairs of prompt and completion, in memory and as JSONL.
+"""Pairs of prompt and completion, and preferences between two completions, in memory and as JSONL.
 
 A line is an object with the fields ``prompt`` and ``completion``, and maybe ``weight``: how much
-each of the completion's targets counts in the loss, 1 where it is not there. Other fields are left
-alone.
+each of the completion's targets counts in the loss, 1 where it is not there. A line of preferences
+has ``prompt``, ``chosen`` and ``rejected``. Other fields are left alone.
 """
 
 import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from moejax import config
 from moejax.data.documents import decode
 
 FIELDS = ("prompt", "completion")
+PREFERENCE_FIELDS = ("prompt", "chosen", "rejected")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +77,31 @@ def read_pairs(path: str) -> Pairs:
     Raises:
       ConfigError: nothing there, or a line that is no pair; file and line are named.
     """
+    found, provenance = _read(path, parse_line)
+    return Pairs(*found, {"source": "pairs", **provenance})
+
+
+def read_preferences(path: str) -> tuple[Pairs, Pairs]:
+    """The preferences of a JSONL file, or of all those of a folder, by name.
+
+    Args:
+      path: as of ``read_pairs``.
+
+    Returns:
+      The prompts with the responses that are preferred, and with the others, pair by pair.
+
+    Raises:
+      ConfigError: as ``read_pairs``, or both responses of a line are the same.
+    """
+    (prompts, chosen, rejected, names), provenance = _read(path, parse_preference)
+    provenance = {"source": "preferences", **provenance}
+    make = lambda completions: Pairs(prompts, completions, (), names, provenance)
+    return make(chosen), make(rejected)
+
+
+def _read(path: str, parse: Callable[[bytes, str], tuple]) -> tuple[tuple[list, ...], dict]:
+    """Columns of all lines, as ``parse`` gives them of a line and its name, and where they are
+    from."""
     root = pathlib.Path(path).expanduser()
     config.check(root.exists(), "data.path", path, "no such file or folder; give pairs that exist")
     files = [root]
@@ -90,14 +116,14 @@ def read_pairs(path: str) -> Pairs:
             with file.open("rb") as stream:
                 for number, line in enumerate(stream, start=1):
                     if line.strip():
-                        pair = parse_line(line, f"{file}:{number}")
+                        pair = parse(line, f"{file}:{number}")
                         for column, value in zip(columns, pair, strict=True):
                             column.append(value)
         except OSError as error:
             remedy = f"cannot be read ({error.strerror}); mend it or leave it out"
             raise config.ConfigError("data.path", str(file), remedy) from error
     config.check(bool(columns[0]), "data.path", path, "holds no pairs at all; put some in it")
-    return Pairs(*columns, {"source": "pairs", "path": str(root.resolve()), "licence": "unknown"})
+    return columns, {"path": str(root.resolve()), "licence": "unknown"}
 
 
 def parse_line(line: bytes, name: str) -> tuple[str, str, float, str]:
@@ -110,14 +136,32 @@ def parse_line(line: bytes, name: str) -> tuple[str, str, float, str]:
     Raises:
       ConfigError: it is no pair, with the reason and what to do.
     """
+    record = _parsed(line, name, FIELDS)
+    config.check(bool(record["completion"]), "data.path", name, EMPTY)
+    weight = check_weight(record.get("weight", 1.0), name)
+    return record["prompt"], record["completion"], weight, name
+
+
+def parse_preference(line: bytes, name: str) -> tuple[str, str, str, str]:
+    """Prompt, preferred response, other response and name of a line; see ``parse_line``."""
+    record = _parsed(line, name, PREFERENCE_FIELDS)
+    _, chosen, rejected = values = tuple(record[field] for field in PREFERENCE_FIELDS)
+    config.check(bool(chosen and rejected), "data.path", name, EMPTY)
+    hint = "has the same response twice, so that none is preferred; leave the line out"
+    config.check(chosen != rejected, "data.path", name, hint)
+    return *values, name
+
+
+def _parsed(line: bytes, name: str, fields: tuple[str, ...]) -> dict[str, Any]:
+    """The object of a line, with text in all of the fields."""
     text = decode(line, name)
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise config.ConfigError("data.path", name, "is not a line of JSON; mend it") from error
-    wanted = 'write {"prompt": ..., "completion": ...}'
+    wanted = "write {" + ", ".join(f'"{field}": ...' for field in fields) + "}"
     config.check(isinstance(record, dict), "data.path", name, f"is not a JSON object; {wanted}")
-    for field in FIELDS:
+    for field in fields:
         hint = f"has no field {field!r}; {wanted}"
         config.check(field in record, "data.path", name, hint)
         value = record[field]
@@ -128,9 +172,7 @@ def parse_line(line: bytes, name: str) -> tuple[str, str, float, str]:
         except UnicodeEncodeError as error:  # a lone surrogate, which JSON can spell
             hint = f"holds text in {field!r} that is not Unicode; mend it or leave the line out"
             raise config.ConfigError("data.path", name, hint) from error
-    config.check(bool(record["completion"]), "data.path", name, EMPTY)
-    weight = check_weight(record.get("weight", 1.0), name)
-    return record["prompt"], record["completion"], weight, name
+    return record
 
 
 def check_weight(value: Any, name: str) -> float:

@@ -177,24 +177,44 @@ def pairs_dataset(
     lengths = np.array([len(p) + len(c) + 1 for p, c in zip(prompts, completions, strict=True)])
     here = fit(pairs, lengths, seq_len, drop_long)
     numbers = np.flatnonzero(here)
-    kept = _chosen(pairs, numbers)
+    kept = chosen(pairs, numbers)
     out = hold_out(kept, validation_fraction, max_validation_bytes)
     parts = {"train": numbers[~out], "validation": numbers[out]}
     rows = {
         name: _rows(pairs, prompts, completions, own, tokenizer, seq_len)
         for name, own in parts.items()
     }
+    return dataset_of(pairs, parts, rows, tokenizer, fingerprint(pairs, parts))
+
+
+def dataset_of(
+    pairs: Pairs,
+    parts: dict[str, Int64[np.ndarray, " n"]],
+    rows: dict[str, PairRows],
+    tokenizer: Tokenizer,
+    found: str,
+) -> TextDataset:
+    """Rows of pairs as a dataset.
+
+    Args:
+      pairs: all of them; those in no part were dropped, being longer than a row.
+      parts: numbers of those in ``train`` and in ``validation``.
+      rows: of each part.
+      tokenizer: of the rows.
+      found: fingerprint of the pairs in their parts.
+    """
     spelled = {name: "".join(pairs.completions[i] for i in own) for name, own in parts.items()}
     size = lambda name: len(spelled[name].encode())
     counts = {"pairs": len(pairs), **{f"{name}_pairs": len(own) for name, own in parts.items()}}
+    counts["dropped_long_pairs"] = len(pairs) - sum(map(len, parts.values()))
     return TextDataset(
         tokenizer=tokenizer,
         train=rows["train"],
         validation=rows["validation"],
         train_bytes=size("train"),
         validation_bytes=size("validation"),
-        fingerprint=dataset_fingerprint(_fingerprint(pairs, parts), tokenizer),
-        provenance={**pairs.provenance, **counts, "dropped_long_pairs": int((~here).sum())},
+        fingerprint=dataset_fingerprint(found, tokenizer),
+        provenance={**pairs.provenance, **counts},
         train_counts=rows["train"].target_counts(tokenizer.vocab_size),
         validation_counts=rows["validation"].target_counts(tokenizer.vocab_size),
         gzip_bytes=gzip_bytes(spelled["validation"].encode()),
@@ -216,13 +236,7 @@ def open_pairs(
         text than fits in memory.
     """
     pairs = read_pairs(config.path)
-    total = sum(len(text.encode()) for text in (*pairs.prompts, *pairs.completions))
-    config_lib.check(
-        total <= config.max_bytes, "data.max_bytes", config.max_bytes,
-        f"the pairs have {total} bytes, more than may be tokenised in memory; raise it or give "
-        "fewer",
-    )  # fmt: skip
-    tokenizer = _tokenizer(config, pairs, total)
+    tokenizer = tokenizer_for(config, pairs, check_size(config, pairs))
     check_tokenizer(tokenizer)
     return pairs_dataset(
         pairs, tokenizer, seq_len, validation_fraction=config.validation_fraction,
@@ -230,19 +244,30 @@ def open_pairs(
     )  # fmt: skip
 
 
-def _tokenizer(config: DataConfig, pairs: Pairs, total: int) -> Tokenizer:
+def check_size(config: DataConfig, *given: Pairs) -> int:
+    """Bytes of all prompts and completions; raises ConfigError where they are too many."""
+    total = sum(len(t.encode()) for pairs in given for t in (*pairs.prompts, *pairs.completions))
+    config_lib.check(
+        total <= config.max_bytes, "data.max_bytes", config.max_bytes,
+        f"the pairs have {total} bytes, more than may be tokenised in memory; raise it or give "
+        "fewer",
+    )  # fmt: skip
+    return total
+
+
+def tokenizer_for(config: DataConfig, pairs: Pairs, total: int) -> Tokenizer:
     """The tokenizer that a config names; a BPE is trained on the pairs that are not held out."""
     if config.tokenizer != "bpe":
         return given_tokenizer(config)
     out = hold_out(pairs, config.validation_fraction, config.max_validation_bytes)
     own = np.flatnonzero(~out)
-    recipe = (_fingerprint(pairs, {"train": own}), config.bpe_vocab_size, config.bpe_sample_bytes)
+    recipe = (fingerprint(pairs, {"train": own}), config.bpe_vocab_size, config.bpe_sample_bytes)
     texts = (text for i in own for text in (pairs.prompts[i], pairs.completions[i]))
     sample = lambda: tokenizers.spread_sample(texts, total, config.bpe_sample_bytes)
     return trained_tokenizer(config, recipe, sample)
 
 
-def _chosen(pairs: Pairs, numbers: Int64[np.ndarray, " n"]) -> Pairs:
+def chosen(pairs: Pairs, numbers: Int64[np.ndarray, " n"]) -> Pairs:
     """Some of the pairs, in their order."""
     take = lambda values: [values[i] for i in numbers] if values else ()
     return Pairs(
@@ -274,7 +299,7 @@ def _rows(
     )
 
 
-def _fingerprint(pairs: Pairs, parts: dict[str, Int64[np.ndarray, " n"]]) -> str:
+def fingerprint(pairs: Pairs, parts: dict[str, Int64[np.ndarray, " n"]]) -> str:
     """SHA-256 over the pairs of each part, in order, with their weights."""
     digest = hashlib.sha256()
     for name, numbers in parts.items():

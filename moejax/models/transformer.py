@@ -145,6 +145,12 @@ class Transformer(nn.Module):
             self._run_ahead(output, tokens, segment_ids, positions, train)
         return output
 
+    def encode_with_head(
+        self, tokens, segment_ids=None, positions=None, train=False
+    ) -> tuple[Output, Float[Array, "D V"]]:
+        """As ``encode``, and the output matrix, for losses that chunk the logits themselves."""
+        return self.encode(tokens, segment_ids, positions, train=train), self._head()
+
     def encode_ahead(
         self,
         tokens: Int[Array, "B S"],

@@ -127,6 +127,8 @@ class Run:
         elif directory.resumed:
             self.say("resuming: the run has no checkpoint yet, so from step 0")
         self.go_from(found or self.from_nothing())
+        second = start.second_model(self.setup, directory.record, self.say)
+        self._second = () if second is None else (second,)
         self.progress = Progress(steps, self.step) if self.first else Silent()
 
     def from_nothing(self) -> Beginning:
@@ -178,7 +180,9 @@ class Run:
             with self.ledger.phase("train"):
                 batch = _place(host_batch, self._train_rows)
                 with jax.transfer_guard("disallow"):
-                    self.state, metrics = self.programs.train_step(self.state, batch, self._hyper)
+                    self.state, metrics = self.programs.train_step(
+                        self.state, batch, self._hyper, *self._second
+                    )
                 self.step += 1
                 before = self.pending
                 self.pending = Pending(self.step, metrics, host_batch, self.batches.position - 1)

@@ -61,7 +61,10 @@ class Billing:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """A validated run: its config, mesh, text, optimizer, bill, and what ``auto`` came to."""
+    """A validated run: its config, mesh, text, optimizer, bill, and what ``auto`` came to.
+
+    ``frozen`` is the config of the second model that its objective looks at, if there is one.
+    """
 
     config: RunConfig
     mesh: jax.sharding.Mesh
@@ -71,6 +74,7 @@ class Setup:
     optimizer: optax.GradientTransformation
     schedule: LearningRate
     billing: Billing
+    frozen: ModelConfig | None = None
 
 
 def use_compilation_cache(folder: pathlib.Path) -> None:
@@ -102,7 +106,8 @@ def prepare(config: RunConfig) -> Setup:
         products = grouped_products(config.model, choice, part, train.seq_len)
     dtype = compute_dtype(config.model.dtype).name
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
-    billing = make_billing(config, mesh)
+    frozen = _frozen_model(config, mesh)
+    billing = make_billing(config, mesh, frozen)
     with _one_at_a_time(config.data):
         dataset = open_dataset(
             config.data, seq_len=train.seq_len, vocab_size=config.model.vocab_size
@@ -120,7 +125,31 @@ def prepare(config: RunConfig) -> Setup:
     )  # fmt: skip
     schedule = learning_rate(config.optim, train.steps)
     optimizer = make_optimizer(config.optim, train.steps)
-    return Setup(config, mesh, choice, products, dataset, optimizer, schedule, billing)
+    return Setup(config, mesh, choice, products, dataset, optimizer, schedule, billing, frozen)
+
+
+def _frozen_model(config: RunConfig, mesh: jax.sharding.Mesh) -> ModelConfig | None:
+    """The second model of the run's objective, with back ends that run here.
+
+    Raises:
+      ConfigError: its run cannot be read, or its mesh does not fit.
+    """
+    if config.looks_at is None:
+        return None
+    block, folder, _ = config.looks_at
+    if block == "start":  # the run's own model
+        return config.model
+    from moejax.training.restore import exact_as_auto  # they build upon this module
+    from moejax.training.start import read_other
+
+    _, _, other = read_other(block, folder)
+    other = exact_as_auto(other)
+    train = config.train
+    part = train.batch_size // train.micro_batches
+    check_fits(tuple(mesh.shape.values()), other.model, part, train.seq_len)
+    choose_back_ends(other.model, mesh)
+    dtype = compute_dtype(other.model.dtype).name
+    return dataclasses.replace(other.model, dtype=dtype)
 
 
 def _one_at_a_time(data: DataConfig) -> contextlib.AbstractContextManager[None]:
@@ -176,8 +205,10 @@ def grouped_products(
     return describe(layer, dtype)
 
 
-def make_billing(config: RunConfig, mesh: jax.sharding.Mesh) -> Billing:
-    """Devices, rate and peak of a run on this machine."""
+def make_billing(
+    config: RunConfig, mesh: jax.sharding.Mesh, frozen: ModelConfig | None = None
+) -> Billing:
+    """Devices, rate and peak of a run on this machine, a second model's forward pass included."""
     device = mesh.devices.flat[0]
     name = config.cost.hardware
     if name == "auto":
@@ -187,7 +218,8 @@ def make_billing(config: RunConfig, mesh: jax.sharding.Mesh) -> Billing:
     peak, source = hardware.peak_flops(name, devices)
     counted = counts.count(config.model, config.train.seq_len)
     price = config.cost.rate(name)
-    flops, moe = counted.flops_per_token.train, config.model.moe
+    flops = counted.flops_per_token.train + forward_flops(frozen, config.train.seq_len)
+    moe = config.model.moe
     if moe is None:
         return Billing(name, devices, price, peak, source, flops)
     router = moe.router.counts(config.model.d_model, moe.num_experts, moe.top_k)
@@ -196,6 +228,11 @@ def make_billing(config: RunConfig, mesh: jax.sharding.Mesh) -> Billing:
     expected = counts.routed_layers(config.model) * router.expected_experts
     each = counts.assignment_flops(config.model)
     return Billing(name, devices, price, peak, source, flops, each, expected)
+
+
+def forward_flops(model: ModelConfig | None, seq_len: int) -> float:
+    """FLOPs of a token in a model that is only run; 0 without one."""
+    return 0.0 if model is None else counts.count(model, seq_len).flops_per_token.forward
 
 
 def plan_run(setup: Setup) -> dict:
@@ -217,6 +254,7 @@ def plan_run(setup: Setup) -> dict:
         peak_flops=billing.peak_flops,
         peak_source=billing.peak_source,
         placement=placement,
+        more_flops=forward_flops(setup.frozen, config.train.seq_len),
     )
     return with_remedies(found, config.model, placement)
 

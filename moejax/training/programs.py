@@ -4,13 +4,17 @@ import dataclasses
 import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from moejax.models import ModelConfig
 from moejax.parallel import sharding
+from moejax.training.objective import CrossEntropy, Distillation, Objective, Preferences
+from moejax.training.optimizers import OptimConfig, make_optimizer
 from moejax.training.prepare import Setup
 from moejax.training.run_config import RunConfig
 from moejax.training.schedules import Hyper
@@ -27,14 +31,15 @@ class Programs:
 
     Attributes:
       init: the first state, from a PRNG key.
-      train_step: an optimizer step; overwrites its state.
+      train_step: an optimizer step; overwrites its state. A second model's variables come last,
+        where the objective looks at one.
       eval_step: see ``make_eval_step``; takes one micro-batch.
       abstract: the state's shapes as ``jax.ShapeDtypeStruct`` with shardings.
       notes: what a step sends between devices, and warnings of axes that waste; none on one device.
     """
 
     init: Callable[[Array], TrainState]
-    train_step: Callable[[TrainState, Batch, Hyper], tuple[TrainState, StepMetrics]]
+    train_step: Callable[..., tuple[TrainState, StepMetrics]]
     eval_step: Callable[[TrainState, Batch], tuple[Float[Array, ""], Float[Array, ""]]]
     abstract: TrainState
     notes: tuple[str, ...] = ()
@@ -57,7 +62,7 @@ def lower(setup: Setup) -> Lowered:
     whole = NamedSharding(mesh, PartitionSpec())  # of metrics: every process reads them
     return Lowered(
         init.lower(jax.random.key(config.seed)),
-        lower_step(config, abstract, mesh, hyper(setup)),
+        lower_step(config, abstract, mesh, hyper(setup), setup.frozen),
         # A validation batch is as large as a micro-batch: what trains in memory also validates.
         jax.jit(make_eval_step(config.model), out_shardings=whole).lower(
             abstract, _batch(config, batch_rows(config, mesh, parts=1))
@@ -67,7 +72,11 @@ def lower(setup: Setup) -> Lowered:
 
 
 def lower_step(
-    config: RunConfig, abstract: TrainState, mesh: Mesh, told: Hyper
+    config: RunConfig,
+    abstract: TrainState,
+    mesh: Mesh,
+    told: Hyper,
+    frozen: ModelConfig | None = None,
 ) -> jax.stages.Lowered:
     """Traces and lowers one optimizer step, on the current mesh.
 
@@ -76,14 +85,31 @@ def lower_step(
       abstract: the state's shapes with shardings, from ``make_init``.
       mesh: where it will run.
       told: what the step takes beside state and batch.
+      frozen: the second model of the run's objective; None without one.
     """
     whole = NamedSharding(mesh, PartitionSpec())
+    second = () if frozen is None else (_variables(frozen, config.optim, mesh),)
     step = jax.jit(
-        make_shared_step(config.model, config.optim),
+        make_shared_step(config.model, config.optim, objective_of(config, frozen)),
         donate_argnums=0,
         out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), whole),
     )
-    return step.lower(abstract, _batch(config, batch_rows(config, mesh)), told)
+    return step.lower(abstract, _batch(config, batch_rows(config, mesh)), told, *second)
+
+
+def objective_of(config: RunConfig, frozen: ModelConfig | None) -> Objective:
+    """What the run minimises, by its blocks; ``frozen`` is the second model's config."""
+    if config.distill is not None:
+        return Distillation(config.distill, config.model, frozen)
+    if config.preferences is not None:
+        return Preferences(config.preferences, config.model)
+    return CrossEntropy(config.model)
+
+
+def _variables(model: ModelConfig, optim: OptimConfig, mesh: Mesh) -> dict[str, Any]:
+    """Shapes and shardings of a second model's variables."""
+    _, abstract = make_init(model, make_optimizer(optim, 1), mesh)
+    return {"params": abstract.params, "router_state": abstract.router_state}
 
 
 def batch_rows(config: RunConfig, mesh: Mesh, parts: int = 0) -> jax.ShapeDtypeStruct:
@@ -166,5 +192,6 @@ def program_key(setup: Setup) -> Hashable:
     options = sorted((name, repr(value)) for name, value in jax.config.values.items())
     return (
         config.model, optim, setup.mesh, train.batch_size, train.seq_len, train.micro_batches,
-        config.data.weighted, setup.choice, repr(setup.products), tuple(options),
+        config.data.weighted, setup.choice, repr(setup.products), tuple(options), setup.frozen,
+        config.distill and dataclasses.replace(config.distill, run="", step=0), config.preferences,
     )  # fmt: skip

@@ -12,8 +12,10 @@ from moejax.models import ModelConfig
 from moejax.moe import MoEConfig, router_options
 from moejax.parallel import MeshConfig
 from moejax.training.checkpoints import CheckpointConfig
+from moejax.training.distillation import DistillConfig
 from moejax.training.guard import GuardConfig
 from moejax.training.optimizers import OptimConfig
+from moejax.training.preferences import PreferenceConfig
 from moejax.training.schedules import MTPWeight
 
 
@@ -106,6 +108,9 @@ class RunConfig:
       seed: of the initial weights and of the order of the data.
       stage: what the run is part of, for the ledger: ``pretrain``, ``sft``, ``rl_rollout``,
         ``rl_train``, ``distill``, ``eval``, or a name of one's own.
+      distill: a teacher whose distributions are learned, in place of the text's next tokens.
+      preferences: direct preference optimization, on the rows of data.source ``preferences``; the
+        reference is what the run starts from.
     """
 
     model: ModelConfig
@@ -118,10 +123,13 @@ class RunConfig:
     cost: CostConfig = CostConfig()
     guard: GuardConfig = GuardConfig()
     start: StartConfig = StartConfig()
+    distill: DistillConfig | None = None
+    preferences: PreferenceConfig | None = None
     seed: int = 0
     stage: str = "pretrain"
 
     def __post_init__(self) -> None:
+        self._check_objective()
         # grain and jax would take a larger seed for a smaller one without a word.
         check(0 <= self.seed < 2**32, "seed", self.seed, "must be from 0 to below 2**32")
         kept = self.checkpoint
@@ -131,9 +139,46 @@ class RunConfig:
             "the newest checkpoint may be what is bad; keep at least 2",
         )  # fmt: skip
 
+    def _check_objective(self) -> None:
+        """Raises ConfigError where what is minimised does not go with the rest."""
+        source, wanted = self.data.source, self.preferences is not None
+        check(
+            wanted == (source == "preferences"), "data.source", source,
+            "is not 'preferences', which the block preferences learns from; set it"
+            if wanted else "holds pairs of responses, which the block preferences learns from; add "
+            "the block",
+        )  # fmt: skip
+        if wanted:
+            check(
+                self.preferences.reference_free or bool(self.start.run), "start.run",
+                self.start.run, "preferences are learned against the model that the run starts "
+                "from; give its folder, or set preferences.reference_free",
+            )  # fmt: skip
+            check(
+                self.distill is None, "distill", "...", "is another objective than preferences; "
+                "leave one of them out",
+            )  # fmt: skip
+        if self.distill is not None:
+            check(
+                bool(self.distill.run), "distill.run", self.distill.run,
+                "names no teacher; give the folder of its run",
+            )  # fmt: skip
+
+    @property
+    def looks_at(self) -> tuple[str, str, int] | None:
+        """The second model of the run's objective: block, folder and step; None without one."""
+        if self.distill is not None:
+            return "distill", self.distill.run, self.distill.step
+        if self.preferences is not None and not self.preferences.reference_free:
+            return "start", self.start.run, self.start.step
+        return None
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready blocks, as a config file writes them: ``moe`` and ``router`` on their own."""
         blocks = mechanism.to_dict(self)
+        for name in ("distill", "preferences"):
+            if blocks[name] is None:
+                del blocks[name]
         moe = blocks["model"].pop("moe")
         if moe is not None:
             blocks["router"] = moe.pop("router")

@@ -58,6 +58,7 @@ def _compared(directory: run_dir.RunDirectory) -> dict[str, Any]:
         "corpus": record["data"]["fingerprint"],
         "--workdir": "a run's" if directory.resumed else "new",
         "start": record.get("start"),
+        "distill": record.get("distill"),
     }
 
 

@@ -1,4 +1,4 @@
-"""A run that starts from another run's weights (block ``start``): what fits, and their way in.
+"""A run that needs another run's weights: to start from (block ``start``), or as a teacher.
 
 Parameters and the routers' state are the other run's; the optimizer, the steps and the order of the
 data begin anew. ``config.json`` keeps which run and which checkpoint it was under ``start``, so
@@ -14,6 +14,7 @@ import jax
 
 from moejax.config import ConfigError, UserError, check
 from moejax.data import tokenizers
+from moejax.models import ModelConfig
 from moejax.training import manifest, run_dir
 from moejax.training.beginning import Beginning
 from moejax.training.checkpoints import Checkpointer, CheckpointError
@@ -21,7 +22,7 @@ from moejax.training.optimizers import make_optimizer
 from moejax.training.prepare import Setup
 from moejax.training.run_config import RunConfig, flat
 from moejax.training.run_dir import RunDirectory
-from moejax.training.state import make_init
+from moejax.training.state import TrainState, make_init
 
 # Fields of the model that may differ: how it is computed and balanced, not what it computes.
 MAY_DIFFER = {
@@ -34,21 +35,34 @@ MAY_DIFFER = {
 
 
 def recorded_in(directory: RunDirectory, setup: Setup) -> RunDirectory:
-    """A new run's directory with what it starts from in its record; others as they are.
+    """A new run's directory with what it starts from, and its teacher, in its record; others as
+    they are.
 
     Raises:
-      ConfigError: ``start.run`` is no run, has no such checkpoint or a damaged one, or is of
-        another model or tokenizer.
+      ConfigError: ``start.run`` or ``distill.run`` is no run, has no such checkpoint or a damaged
+        one, or is of another model or tokenizer.
     """
-    if directory.resumed or not setup.config.start.run:
+    config, found = setup.config, {}
+    if directory.resumed:
         return directory
-    record = {**directory.record, "start": find(setup)}
+    if config.start.run:
+        found["start"] = find(setup)
+    if getattr(config, "distill", None) is not None:
+        found["distill"] = find(setup, "distill")
+    if not found:
+        return directory
+    record = {**directory.record, **found}
     record["fingerprint"] = run_dir.fingerprint(record)
     return dataclasses.replace(directory, record=record)
 
 
-def find(setup: Setup) -> dict[str, Any]:
-    """The checkpoint that a run starts from, checked.
+def find(setup: Setup, block: str = "start") -> dict[str, Any]:
+    """The checkpoint that a run starts from or learns from, checked.
+
+    Args:
+      setup: the run.
+      block: ``start``, whose model has to be the run's own, or ``distill``, whose model may be of
+        another size.
 
     Returns:
       ``run`` (its folder), ``step``, ``val_loss`` (of that step; None where it was not validated)
@@ -57,29 +71,47 @@ def find(setup: Setup) -> dict[str, Any]:
     Raises:
       ConfigError: see ``recorded_in``.
     """
-    config, shown = setup.config, setup.config.start.run
-    folder = pathlib.Path(shown).expanduser().absolute()
-    is_run = (folder / run_dir.CONFIG).is_file()
-    check(is_run, "start.run", shown, f"no run is there (no {run_dir.CONFIG}); give a run's folder")
+    config, options = setup.config, getattr(setup.config, block)
+    folder, record, other = read_other(block, options.run)
     try:
-        record = run_dir.read_record(folder)
-        other = run_dir.recorded(record)
         saved = tokenizers.load_saved(folder / run_dir.TOKENIZER)
     except UserError as error:
-        raise ConfigError("start.run", shown, f"cannot be read: {error}") from error
-    _check_model(config, other, shown)
+        raise ConfigError(f"{block}.run", options.run, f"cannot be read: {error}") from error
+    if block == "start":
+        _check_model(config, other, options.run)
+    check(
+        other.model.vocab_size == config.model.vocab_size, "model.vocab_size",
+        config.model.vocab_size, f"is {other.model.vocab_size} in the run that {block}.run = "
+        f"{options.run!r} names; use that value",
+    )  # fmt: skip
     own = folder / run_dir.TOKENIZER / tokenizers.FILE
     check(
         saved.fingerprint == setup.dataset.tokenizer.fingerprint,
         "data.tokenizer", config.data.tokenizer,
-        "is not the one that the run in start.run was trained with; use "
+        f"is not the one that the run in {block}.run was trained with; use "
         + (repr(str(own)) if own.is_file() else "'bytes'"),
     )  # fmt: skip
-    step, val_loss = _choose(folder / run_dir.CHECKPOINTS, config.start.step, shown)
+    step, val_loss = _choose(folder / run_dir.CHECKPOINTS, block, options.step, options.run)
     return {
         "run": str(folder), "step": step, "val_loss": val_loss,
         "fingerprint": record["fingerprint"],
     }  # fmt: skip
+
+
+def read_other(block: str, shown: str) -> tuple[pathlib.Path, dict[str, Any], RunConfig]:
+    """Folder, record and config of the run that a block names.
+
+    Raises:
+      ConfigError: no run is there, or it cannot be read.
+    """
+    folder = pathlib.Path(shown).expanduser().absolute()
+    is_run, field = (folder / run_dir.CONFIG).is_file(), f"{block}.run"
+    check(is_run, field, shown, f"no run is there (no {run_dir.CONFIG}); give a run's folder")
+    try:
+        record = run_dir.read_record(folder)
+        return folder, record, run_dir.recorded(record)
+    except UserError as error:
+        raise ConfigError(field, shown, f"cannot be read: {error}") from error
 
 
 def _check_model(config: RunConfig, other: RunConfig, shown: str) -> None:
@@ -101,12 +133,14 @@ def _model_fields(config: RunConfig) -> dict[str, Any]:
     return {n: value for n, value in fields.items() if n not in MAY_DIFFER and not weight(n)}
 
 
-def _choose(checkpoints: pathlib.Path, wanted: int, shown: str) -> tuple[int, float | None]:
-    """The step to start from, verified, and its validation loss."""
+def _choose(
+    checkpoints: pathlib.Path, block: str, wanted: int, shown: str
+) -> tuple[int, float | None]:
+    """The step to take, verified, and its validation loss."""
     steps = manifest.sealed(checkpoints)
-    check(bool(steps), "start.run", shown, "the run has no checkpoint yet; train it on")
+    check(bool(steps), f"{block}.run", shown, "the run has no checkpoint yet; train it on")
     check(
-        not wanted or wanted in steps, "start.step", wanted,
+        not wanted or wanted in steps, f"{block}.step", wanted,
         f"is no checkpoint of {shown!r}; there are those of steps {', '.join(map(str, steps))}",
     )  # fmt: skip
     try:
@@ -116,8 +150,8 @@ def _choose(checkpoints: pathlib.Path, wanted: int, shown: str) -> tuple[int, fl
         step = wanted or best
         manifest.verify(checkpoints / str(step), step)
     except CheckpointError as error:
-        remedy = f"{error}; name another one by start.step, or restore the file"
-        raise ConfigError("start.run", shown, remedy) from error
+        remedy = f"{error}; name another one by {block}.step, or restore the file"
+        raise ConfigError(f"{block}.run", shown, remedy) from error
     return step, losses[step]
 
 
@@ -138,23 +172,61 @@ def from_run(
     origin = record.get("start")
     if origin is None:
         return begun
+    restored = weights_of("start", origin, setup.config.model, setup.mesh)
+    loss = origin["val_loss"]
+    told = "" if loss is None else f" (validation {loss:.4f} nats/token)"
+    say(f"start       weights of step {origin['step']} of {origin['run']}{told}; a fresh optimizer")
+    state = begun.state.replace(params=restored.params, router_state=restored.router_state)
+    del restored
+    return begun._replace(state=jax.block_until_ready(state))
+
+
+def second_model(
+    setup: Setup, record: dict[str, Any], say: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """Variables of the model that the run's objective looks at, on its mesh; None without one.
+
+    Args:
+      setup: the run.
+      record: its ``config.json``.
+      say: takes a line for the user.
+
+    Raises:
+      UserError: the other run is gone, or is another one by now.
+    """
+    if setup.frozen is None:
+        return None
+    block, _, _ = setup.config.looks_at
+    origin = record[block]
+    found = weights_of(block, origin, setup.frozen, setup.mesh)
+    what = "teacher     " if block == "distill" else "reference   "
+    say(f"{what}step {origin['step']} of {origin['run']}")
+    return {"params": found.params, "router_state": found.router_state}
+
+
+def weights_of(
+    block: str, origin: dict[str, Any], model: ModelConfig, mesh: jax.sharding.Mesh
+) -> TrainState:
+    """The state that a run's record names, with the other run's optimizer state.
+
+    Args:
+      block: that named it.
+      origin: see ``find``.
+      model: the form of its model.
+      mesh: where it lies.
+
+    Raises:
+      UserError: the other run is gone, or is another one by now.
+    """
     folder, step = pathlib.Path(origin["run"]), origin["step"]
     before = run_dir.read_record(folder)
     if before["fingerprint"] != origin["fingerprint"]:
         raise UserError(
-            f"start.run = {origin['run']!r}: holds another run than the one that this run began "
+            f"{block}.run = {origin['run']!r}: holds another run than the one that this run began "
             "from; put that one back, or use a new --workdir"
         )
     other = run_dir.recorded(before)
-    # The other run's optimizer decides the form of its state, the run's own model that of the rest.
-    _, abstract = make_init(
-        setup.config.model, make_optimizer(other.optim, other.train.steps), setup.mesh
-    )
+    # The other run's optimizer decides the form of its state, the given model that of the rest.
+    _, abstract = make_init(model, make_optimizer(other.optim, other.train.steps), mesh)
     with Checkpointer(folder / run_dir.CHECKPOINTS, other.checkpoint) as checkpoints:
-        restored = checkpoints.restore(abstract, step).state
-    loss = origin["val_loss"]
-    told = "" if loss is None else f" (validation {loss:.4f} nats/token)"
-    say(f"start       weights of step {step} of {folder}{told}; a fresh optimizer")
-    state = begun.state.replace(params=restored.params, router_state=restored.router_state)
-    del restored
-    return begun._replace(state=jax.block_until_ready(state))
+        return checkpoints.restore(abstract, step).state

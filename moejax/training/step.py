@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, UInt32
 
-from moejax.models import LossOutput, ModelConfig, Transformer, update_router_state
-from moejax.models.mtp import AheadSums, counted_targets, divisor
+from moejax.models import ModelConfig, Transformer, update_router_state
+from moejax.models.mtp import AheadSums, counted_targets
 from moejax.moe.routers import batch_loads
-from moejax.parallel import axis_rules
+from moejax.training.objective import Batch, CrossEntropy, Objective, loss_of
 from moejax.training.optimizers import OptimConfig, optimizer_under
 from moejax.training.schedules import Hyper
 from moejax.training.state import TrainState
@@ -25,30 +25,12 @@ DEFAULT_MTP_WEIGHT = optax.constant_schedule(MTP_WEIGHT)
 
 
 @struct.dataclass
-class Batch:
-    """Packed rows, one leading axis of micro-batches.
-
-    Attributes:
-      tokens: inputs.
-      targets: next tokens.
-      segment_ids: document of each token in its row; 0 is padding and is not counted.
-      positions: position in the document.
-      weights: how much each target counts in the loss, from 0 up; None counts every one 1.
-    """
-
-    tokens: Int[Array, "A B S"]
-    targets: Int[Array, "A B S"]
-    segment_ids: Int[Array, "A B S"]
-    positions: Int[Array, "A B S"]
-    weights: Float[Array, "A B S"] | None = None
-
-
-@struct.dataclass
 class StepMetrics:
     """What a step measured; fetched one step late.
 
     Attributes:
-      loss: cross-entropy without auxiliary terms, nats per target.
+      loss: cross-entropy without auxiliary terms, nats per target; of preferences, the mean over
+        pairs.
       aux_loss: weighted auxiliary losses, the mean over micro-batches.
       gradient_norm: global norm before clipping.
       learning_rate: what this step used.
@@ -59,6 +41,7 @@ class StepMetrics:
       router_state: what the routers keep, after the step.
       mtp: of MTP modules; None without any.
       computed: tokens that the model ran over; None where each of them is a target that counts 1.
+      told: what else the objective measured, by name.
     """
 
     loss: Float[Array, ""]
@@ -71,6 +54,7 @@ class StepMetrics:
     router_state: Tree
     mtp: "MTPMetrics | None" = None
     computed: Float[Array, ""] | None = None
+    told: Tree = None
 
     @property
     def tokens(self) -> Float[Array, ""]:
@@ -115,7 +99,8 @@ def make_train_step(
     schedule: optax.Schedule,
     seed: int | UInt32[Array, ""] = 0,
     mtp_weight: optax.Schedule = DEFAULT_MTP_WEIGHT,
-) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+    objective: Objective | None = None,
+) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """The function of one optimizer step, over all micro-batches of a batch.
 
     Gradients are those of the mean over the targets of the whole batch, by their weights where it
@@ -123,31 +108,39 @@ def make_train_step(
     micro-batches. Routers' state moves once, by statistics summed over all of them. Routers' noise
     is drawn from the seed, the step and the number of the micro-batch. The loss of MTP modules, the
     mean over modules of the mean over the whole batch's targets, is added with ``mtp_weight`` of
-    the step.
-    """
-    transformer = Transformer(model)
+    the step. ``objective`` is cross-entropy where none is given.
 
-    def gradients(state: TrainState, part: Batch, index: Array, before: Tree, batch: Batch):
-        parts, targets = batch.tokens.shape[0], _targets(batch)
+    The function takes the state, the batch and, for an objective that looks at a second model, that
+    one's variables.
+    """
+    objective = objective or CrossEntropy(model)
+
+    def gradients(state: TrainState, part: Batch, index: Array, before: Tree, batch: Batch,
+                  frozen: Tree):  # fmt: skip
+        parts, targets = batch.tokens.shape[0], objective.divisor(batch)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), state.step), index)
         fixed = {"router_state": state.router_state, "router_batch": batch_loads(before)}
 
-        def objective(params):
-            out = _loss(transformer, {"params": params, **fixed}, part, key)
-            loss = out.nll / targets + out.aux_loss / parts
+        def minimised(params):
+            found = objective({"params": params, **fixed}, part, key, frozen)
+            out = found.out
+            loss = found.objective / targets + out.aux_loss / parts
             if out.mtp is not None:
                 counted = counted_targets(batch.segment_ids, model.mtp_depth, batch.weights)
                 ahead = out.mtp.replace(targets=counted).loss
                 loss += mtp_weight(state.step) * ahead
-            return loss, out
+            return loss, found
 
-        grads, out = jax.grad(objective, has_aux=True)(state.params)
-        return grads, (out.nll / targets, out.aux_loss / parts, out.router_stats, out.mtp)
+        grads, found = jax.grad(minimised, has_aux=True)(state.params)
+        out, told = found.out, jax.tree.map(lambda total: total / targets, found.told)
+        return grads, (out.nll / targets, out.aux_loss / parts, out.router_stats, out.mtp, told)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        targets = _targets(batch)
-        run = lambda part, index, before: gradients(state, part, index, before, batch)
-        grads, (loss, aux_loss, router_stats, mtp) = _over_parts(run, batch)
+    def step(
+        state: TrainState, batch: Batch, frozen: Tree = None
+    ) -> tuple[TrainState, StepMetrics]:
+        targets = objective.divisor(batch)
+        run = lambda part, index, before: gradients(state, part, index, before, batch, frozen)
+        grads, (loss, aux_loss, router_stats, mtp, told) = _over_parts(run, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new = TrainState(
             state.step + 1,
@@ -161,22 +154,26 @@ def make_train_step(
         tokens = None if batch.weights is None else jnp.sum(batch.segment_ids > 0)
         return new, StepMetrics(
             loss, aux_loss, norm, rate, targets, computed, router_stats, new.router_state, found,
-            tokens,
+            tokens, told,
         )  # fmt: skip
 
     return step
 
 
 def make_shared_step(
-    model: ModelConfig, optim: OptimConfig
-) -> Callable[[TrainState, Batch, Hyper], tuple[TrainState, StepMetrics]]:
+    model: ModelConfig, optim: OptimConfig, objective: Objective | None = None
+) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """The function of one optimizer step, for runs that differ in their seed, learning rate or
-    length only: it takes these as arguments, in place of what ``optim`` says of them."""
+    length only: it takes these as arguments, in place of what ``optim`` says of them, after state
+    and batch; a second model's variables come last."""
 
-    def step(state: TrainState, batch: Batch, hyper: Hyper) -> tuple[TrainState, StepMetrics]:
+    def step(
+        state: TrainState, batch: Batch, hyper: Hyper, frozen: Tree = None
+    ) -> tuple[TrainState, StepMetrics]:
         rate = hyper.learning_rate
         optimizer = optimizer_under(optim, rate)
-        return make_train_step(model, optimizer, rate, hyper.seed, hyper.mtp_weight)(state, batch)
+        make = make_train_step(model, optimizer, rate, hyper.seed, hyper.mtp_weight, objective)
+        return make(state, batch, frozen)
 
     return step
 
@@ -198,22 +195,14 @@ def _over_parts(run: Callable[[Batch, Array | int, Tree], Tree], batch: Batch) -
     return jax.lax.scan(add, zeros, (batch, jnp.arange(parts)))[0]
 
 
-def _targets(batch: Batch) -> Array:
-    """What the loss is divided by: the targets of a whole batch, or the sum of their weights."""
-    valid = batch.segment_ids > 0
-    if batch.weights is None:
-        return divisor(jnp.sum(valid), weighted=False).astype(jnp.float32)
-    return divisor(jnp.sum(valid * batch.weights.astype(jnp.float32)), weighted=True)
-
-
 def make_eval_step(model: ModelConfig) -> Callable[[TrainState, Batch], EvalMetrics]:
     """The function of an evaluation batch."""
     transformer = Transformer(model)
 
     def step(state: TrainState, batch: Batch) -> EvalMetrics:
-        part = jax.tree.map(lambda a: a[0], batch)
+        part = jax.tree.map(lambda a: a[0], batch).judged
         variables = {"params": state.params, "router_state": state.router_state}
-        out = _loss(transformer, variables, part)
+        out = loss_of(transformer, variables, part)
         return EvalMetrics(out.nll, out.targets, out.router_stats)
 
     return step
@@ -228,16 +217,3 @@ def _assignments(router_stats: Tree) -> Array:
     layers = [layer for segment in router_stats.values() for layer in segment.values()]
     computed = [jnp.sum(layer["assignments"] - layer["dropped"]) for layer in layers]
     return jnp.asarray(sum(computed), jnp.float32)
-
-
-def _loss(
-    transformer: Transformer, variables: Tree, part: Batch, noise: Array | None = None
-) -> LossOutput:
-    """The loss of a micro-batch: of training, with MTP modules, where there is a key for the
-    routers' noise."""
-    with axis_rules():
-        return transformer.apply(
-            variables, part.tokens, part.targets, part.segment_ids, part.positions,
-            train=noise is not None, mtp=noise is not None, weights=part.weights,
-            method=Transformer.loss, rngs=None if noise is None else {"router": noise},
-        )  # fmt: skip

@@ -73,6 +73,7 @@ class StepLog:
         }
         if metrics.mtp is not None:
             values |= _mtp_values(metrics.mtp)
+        values |= {name: float(value) for name, value in (metrics.told or {}).items()}
         values |= {f"router/{name}": value for name, value in health.items()}
         writer.write(step, values)
         train = self._setup.config.train

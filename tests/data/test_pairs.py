@@ -14,7 +14,7 @@ from moejax.data.pair_files import Pairs, parse_line, read_pairs, write_pairs
 from moejax.data.pairs import hold_out, pairs_dataset
 from moejax.data.pipeline import validation_batches
 from moejax.data.tokenizers import BytesTokenizer
-from moejax.reasoning.distill import answer_weights
+from moejax.training.distillation import answer_weights
 
 BYTES, SEPARATOR = BytesTokenizer(), 256
 TEXT = st.text(st.characters(codec="utf-8"), max_size=6)

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.reasoning.distill import DistillConfig, distillation_loss
 from moejax.reasoning.losses import policy_loss
-from moejax.reasoning.preferences import PreferenceConfig, preference_loss
 from moejax.reasoning.rl_config import RLConfig
+from moejax.training.distillation import DistillConfig, distillation_loss
+from moejax.training.preferences import PreferenceConfig, preference_loss
 
 RECORDED = json.loads((pathlib.Path(__file__).parent / "fixtures" / "trl.json").read_text())
 ARRAYS = {name: np.float32(array) for name, array in RECORDED["arrays"].items()}

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moejax.config import ConfigError
-from moejax.reasoning.distill import (
+from moejax.reasoning.losses import response_mask
+from moejax.training.distillation import (
     DistillConfig,
     answer_weights,
     distillation_loss,
     top_k_distillation_loss,
 )
-from moejax.reasoning.losses import response_mask
 
 ROWS, LENGTH, WIDTH, TEACHER, VOCAB = 2, 7, 6, 9, 11
 

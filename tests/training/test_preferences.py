@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from moejax.config import ConfigError, build
-from moejax.reasoning.preferences import PreferenceConfig, preference_loss, response_log_probs
+from moejax.training.preferences import PreferenceConfig, preference_loss, response_log_probs
 
 NAN = math.nan
 # One pair. Chosen: 2 tokens, log-ratios 0.5 and 0.3; rejected: 3 tokens, -0.2, 0.1 and -0.3.
