@@ -14,6 +14,10 @@ of four is 25 %.
 
     moejax ablate --config=experiments/ablations/first_k_dense.py --workdir=runs/first_k_dense
 
+Found (results/ablations/first_k_dense): cannot tell. One dense layer ends 0.003 bits per byte below
+none (-0.014 to +0.008), two end 0.008 below (-0.018 to +0.003). The first MoE layer does not
+balance worse than the others: MaxVio 0.44 to 0.57 from the first layer to the last.
+
 Hardware: 2 CPU cores, about 12 minutes with --processes=2.
 """
 

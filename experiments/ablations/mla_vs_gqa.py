@@ -15,6 +15,11 @@ channels are no model of heads of 128, and 128 positions are no long context.
 
     moejax ablate --config=experiments/ablations/mla_vs_gqa.py --workdir=runs/mla_vs_gqa
 
+Found (results/ablations/mla_vs_gqa): disagrees. At equal FLOPs GQA and MQA end 0.009 bits per byte
+below full attention (0.002 to 0.016), told apart, and MLA 0.038 above (0.031 to 0.045). Fewer
+key/value heads leave FLOPs for 7 and 10 % more steps, which count at 0.6M tokens; a latent of 16
+channels is small for four heads of 16.
+
 Hardware: 2 CPU cores, about 16 minutes with --processes=2.
 """
 
