@@ -77,6 +77,25 @@ def sft(
     }  # fmt: skip
 
 
+def distil(
+    name: str, architecture: Blocks, teacher: str, data: str, steps: int, seed: int,
+    rate: float = 1e-3, divergence: str = "forward", hard: float = 0.0,
+) -> Blocks:  # fmt: skip
+    """Supervised training on pairs, towards a teacher's distributions over each next token."""
+    blocks = sft(name, architecture, "", data, steps, seed, rate, "distill")
+    return {**blocks, "distill": {"run": teacher, "divergence": divergence, "hard": hard}}
+
+
+def prefer(
+    name: str, architecture: Blocks, start: str, data: str, steps: int, seed: int,
+    rate: float = 5e-5, beta: float = 0.1,
+) -> Blocks:  # fmt: skip
+    """Direct preference optimization, on a rejection stage's ``preferences.jsonl``."""
+    blocks = sft(name, architecture, start, data, steps, seed, rate, "preferences")
+    data_block = {**DATA, "source": "preferences", "path": f"{data}/preferences.jsonl"}
+    return {**blocks, "data": data_block, "preferences": {"beta": beta}}
+
+
 def reinforce(
     name: str, architecture: Blocks, start: str, task: Blocks, steps: int, seed: int,
     rate: float = 1e-4, evaluation: Blocks | None = None, rl: Blocks | None = None,
@@ -102,13 +121,14 @@ def reinforce(
 
 def rejection(
     name: str, start: str, task: Blocks, questions: int, seed: int, keep: int = 1,
-    samples: int = 4, max_tokens: int = 96,
+    samples: int = 4, max_tokens: int = 96, preferences: bool = False,
 ) -> Blocks:  # fmt: skip
-    """The right answers of a model, as pairs."""
+    """The right answers of a model, as pairs; with ``preferences``, each beside a wrong one."""
     return {
         "name": name, "seed": seed, "start": {"run": start}, "task": task, "prompt": PROMPT,
         "prompt_tokens": 32, "sampling": {"max_tokens": max_tokens},
-        "rejection": {"questions": questions, "samples": samples, "keep": keep},
+        "rejection": {"questions": questions, "samples": samples, "keep": keep,
+                      "preferences": preferences},
         "cost": {"final": True},
     }  # fmt: skip
 

@@ -46,6 +46,8 @@ class RejectionConfig:
       keep: right answers kept of a question, at most, the shortest first; equal ones count once.
       batch: answers sampled at once.
       reward: least reward of an answer that is kept.
+      preferences: also write ``preferences.jsonl``, for direct preference optimization: of every
+        question with right and wrong answers, those kept, each with a wrong one, the longest first.
     """
 
     questions: int = 1_000
@@ -53,6 +55,7 @@ class RejectionConfig:
     keep: int = 1
     batch: int = 256
     reward: float = 1.0
+    preferences: bool = False
 
     def __post_init__(self) -> None:
         check_positive("rejection", self, "questions", "samples", "keep", "batch")

@@ -32,7 +32,8 @@ from moejax.training.manifest import write_whole
 from moejax.training.prepare import Billing
 from moejax.training.signals import StopRequest
 
-PAIRS, EVALUATIONS = "pairs.jsonl", "evaluations.json"
+PAIRS, PREFERENCES = "pairs.jsonl", "preferences.jsonl"
+EVALUATIONS = "evaluations.json"
 
 
 class ShortRun:
@@ -91,20 +92,54 @@ class ShortRun:
             "task": problem.task, "difficulty": problem.difficulty,
         })  # fmt: skip
 
-    def _written(self, lines: list[str]) -> dict[str, Any]:
+    def _written(self, lines: list[str], name: str = PAIRS) -> dict[str, Any]:
         text = "".join(line + "\n" for line in lines)
-        write_whole(self.path / PAIRS, text)
+        write_whole(self.path / name, text)
         return {"pairs": len(lines), "different": len({*lines}),
                 "sha256": hashlib.sha256(text.encode()).hexdigest()}  # fmt: skip
 
     def _reject(self) -> dict[str, Any]:
         """Asks, and keeps the shortest of the right answers."""
+        options = self.config.rejection
+        asked, answers, right = self._answers()
+        lines, preferred = [], []
+        for i, judged in sorted(answers.items()):
+            good, bad = judged[True], judged[False]
+            best = sorted(good, key=lambda text: (good[text], text))[: options.keep]
+            worst = sorted(bad, key=lambda text: (-bad[text], text))
+            lines += [self._line(asked[i], text) for text in best]
+            prompt = self.template.prompt(asked[i].prompt)
+            preferred += [
+                json.dumps({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+                for chosen, rejected in zip(best, worst, strict=False)
+            ]
+        count = options.questions * options.samples
+        if not lines:
+            raise UserError(
+                f"of {count} answers none reached rejection.reward = {options.reward}; start "
+                "from a better model, or lower it"
+            )
+        found = self._written(lines) | {"asked": count, "right": right}
+        if not options.preferences:
+            return found
+        if not preferred:
+            raise UserError(
+                f"rejection.preferences: no question of {options.questions} has a right and a "
+                "wrong answer; take more samples"
+            )
+        return found | {"preferences": self._written(preferred, PREFERENCES)}
+
+    def _answers(
+        self,
+    ) -> tuple[list[Problem], dict[int, dict[bool, dict[str, int]]], int]:
+        """What was asked; by question its right and its wrong answers, each once with its tokens;
+        and how many were right."""
         options, seed = self.config.rejection, self.config.seed
         asker, variables = self.asker
         scorer = Scorer(self.config.reward, self.template, self.tasks.verify)
         asked = [self.tasks.problem(seed, i, "sft") for i in range(options.questions)]
         queue = [(i, p) for i, p in enumerate(asked) for _ in range(options.samples)]
-        kept: dict[int, dict[str, int]] = collections.defaultdict(dict)
+        answers = collections.defaultdict(lambda: {True: {}, False: {}})
         seeds, right = seeds_of(seed, 2, count=len(queue) + options.batch), 0
         for start in range(0, len(queue), options.batch):
             part = queue[start : start + options.batch]
@@ -120,19 +155,11 @@ class ShortRun:
             lengths = found.lengths - found.prompt_lengths
             for (i, problem), text, length in zip(part, texts, lengths[: len(part)], strict=True):
                 reward = scorer.score(problem, text, int(length))
-                if not reward.parsed.fault and reward.total >= options.reward:
-                    right += 1
-                    kept[i][text] = int(length)
-        lines = []
-        for i, texts_of in sorted(kept.items()):
-            best = sorted(texts_of, key=lambda text: (texts_of[text], text))[: options.keep]
-            lines += [self._line(asked[i], text) for text in best]
-        if not lines:
-            raise UserError(
-                f"of {len(queue)} answers none reached rejection.reward = {options.reward}; start "
-                "from a better model, or lower it"
-            )
-        return self._written(lines) | {"asked": len(queue), "right": right}
+                good = not reward.parsed.fault and reward.total >= options.reward
+                right += good
+                if text:  # a stop token alone teaches nothing
+                    answers[i][good][text] = int(length)
+        return asked, answers, right
 
     def _evaluate(self) -> dict[str, Any]:
         asker, variables = self.asker

@@ -1,5 +1,6 @@
 """Stages that train nothing, and several stages in order by one config."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -14,6 +15,7 @@ from moejax.config import ConfigError
 from moejax.cost import counts
 from moejax.cost.bill import summarize
 from moejax.reasoning import short_stages, stages
+from moejax.reasoning.rewards import Scorer
 from moejax.reasoning.tasks import TASKS, split_of
 from moejax.reasoning.templates import TEMPLATES
 from moejax.training import run_config
@@ -98,6 +100,30 @@ def test_the_shortest_right_answers_are_kept(tiny_start, tmp_path):
         assert not TEMPLATES["plain"].parse(line["completion"]).fault
         by_prompt.setdefault(line["prompt"], []).append(line["completion"])
     assert all(len({*kept}) == len(kept) <= 2 for kept in by_prompt.values())
+
+
+def test_preferences_are_right_answers_beside_wrong_ones(tiny_start, tmp_path, monkeypatch):
+    """By a judge to whom an answer of even length is right."""
+    judge = Scorer.score
+
+    def score(self, problem, text, tokens):
+        return dataclasses.replace(judge(self, problem, text, tokens), total=1 - len(text) % 2)
+
+    monkeypatch.setattr(Scorer, "score", score)
+    text = ASKED + (
+        '"start": {"run": START}, '
+        '"rejection": {"questions": 6, "samples": 8, "keep": 2, "batch": 8, "preferences": True}'
+    )
+    path = write(tmp_path, text, START=tiny_start)
+    assert command(path, tmp_path / "run") == 0
+    lines = (tmp_path / "run/preferences.jsonl").read_text().splitlines()
+    preferred = [json.loads(line) for line in lines]
+    assert summary(tmp_path / "run")["preferences"]["pairs"] == len(preferred) > 0
+    kept = (tmp_path / "run/pairs.jsonl").read_text().splitlines()
+    right = {(line["prompt"], line["completion"]) for line in map(json.loads, kept)}
+    for line in preferred:
+        assert (line["prompt"], line["chosen"]) in right
+        assert len(line["chosen"]) % 2 == 0 and len(line["rejected"]) % 2 == 1
 
 
 PIPELINE = """"pipeline": (
