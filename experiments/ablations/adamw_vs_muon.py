@@ -14,6 +14,11 @@ each. What it cannot: time, for the reason above, and stability in long runs.
 
     moejax ablate --config=experiments/ablations/adamw_vs_muon.py --workdir=runs/adamw_vs_muon
 
+Found (results/ablations/adamw_vs_muon): agrees in direction. Muon reaches AdamW's loss with 1.31
+times fewer training FLOPs (1.23 to 1.39) over budgets of 75 to 600 steps, where the paper has 1.9;
+at the largest it ends 0.080 bits per byte lower (0.066 to 0.094). In seconds of these cores 1.18
+times (0.96 to 1.45).
+
 Hardware: 2 CPU cores, about 18 minutes with --processes=2.
 """
 
