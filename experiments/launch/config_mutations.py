@@ -73,8 +73,8 @@ def fields_of(cls: type, path: str = "") -> Iterator[Field]:
         if inner(kind) is MoEConfig or where == "moe.router":
             continue
         yield Field(where, kind)
-        if dataclasses.is_dataclass(kind):
-            yield from fields_of(kind, where)
+        if dataclasses.is_dataclass(inner(kind)):
+            yield from fields_of(inner(kind), where)
         part = typing.get_args(kind)[:1] if typing.get_origin(kind) is tuple else ()
         if part and dataclasses.is_dataclass(part[0]):  # the first block of a list of them
             yield from fields_of(part[0], f"{where}.0")
