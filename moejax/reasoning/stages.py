@@ -13,7 +13,7 @@ from moejax.cost import text as cost_text
 from moejax.cost.bill import summarize as read_bill
 from moejax.cost.bill_text import format_ledger
 from moejax.reasoning import pairs_config, policy_config, policy_train, short_stages
-from moejax.training import report, run_config
+from moejax.training import report, run_config, run_dir
 from moejax.training.manifest import write_whole
 from moejax.training.train import train
 from moejax.training.train_command import Stage
@@ -40,9 +40,34 @@ class Pipeline:
     Attributes:
       stages: name and blocks of each; a text that begins with ``@NAME`` stands for the folder of
         an earlier stage.
+      spends: of stages that have a block ``spend``, what they may cost: as much as the stage
+        ``as``, less what the stages ``less`` cost. Having spent it, such a stage is done.
     """
 
     stages: tuple[tuple[str, dict[str, Any]], ...]
+    spends: Mapping[str, "Spend"] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spend:
+    """What a stage may cost, by what earlier ones did: for comparisons at equal dollars."""
+
+    like: str
+    less: tuple[str, ...] = ()
+
+    def dollars(self, cost: Mapping[str, float]) -> float:
+        """The amount, by the dollars of earlier stages.
+
+        Raises:
+          UserError: nothing is left.
+        """
+        left = cost[self.like] - sum(cost[name] for name in self.less)
+        if left <= 0:
+            raise UserError(
+                f"spend: nothing of the ${cost[self.like]:.4f} of {self.like!r} is left after "
+                f"{', '.join(self.less)}; make these smaller"
+            )
+        return left
 
 
 def read_pipeline(values: Mapping[str, Any]) -> Pipeline:
@@ -51,13 +76,17 @@ def read_pipeline(values: Mapping[str, Any]) -> Pipeline:
     Raises:
       ConfigError: which stage, and what is wrong with it.
     """
-    others = [name for name in values if name != "pipeline"]
+    others = [name for name in values if name not in ("pipeline", "seed")]
     remedy = "stands beside pipeline, whose stages have blocks of their own; move it into them"
     check(not others, others[0] if others else "", "...", remedy)
     given = values["pipeline"]
     good = isinstance(given, list | tuple) and len(given) > 0
     check(good, "pipeline", given, "must be a list of stages, each a block with a name")
+    seed = values.get("seed", 0)
+    whole = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**31
+    check(whole, "seed", seed, "must be a whole number from 0 to below 2**31")
     stages: list[tuple[str, dict[str, Any]]] = []
+    spends: dict[str, Spend] = {}
     for place, blocks in enumerate(given):
         where = f"pipeline.{place}"
         check(isinstance(blocks, Mapping), where, blocks, "must be a block of fields")
@@ -66,7 +95,11 @@ def read_pipeline(values: Mapping[str, Any]) -> Pipeline:
         check(well, f"{where}.name", name, "must be a folder's name of letters, digits, '_.-'")
         known = [earlier for earlier, _ in stages]
         check(name not in known, f"{where}.name", name, "is an earlier stage's; names differ")
-        rest = {key: value for key, value in blocks.items() if key != "name"}
+        rest = {key: value for key, value in blocks.items() if key not in ("name", "spend")}
+        if seed:
+            rest["seed"] = rest.get("seed", 0) + seed
+        if blocks.get("spend") is not None:
+            spends[name] = _read_spend(f"{where}.spend", blocks["spend"], known)
         try:
             _configured(_resolved(rest, pathlib.Path(), known))
         except ConfigError as error:
@@ -74,7 +107,19 @@ def read_pipeline(values: Mapping[str, Any]) -> Pipeline:
                 None
             )
         stages.append((name, rest))
-    return Pipeline(tuple(stages))
+    return Pipeline(tuple(stages), spends)
+
+
+def _read_spend(where: str, given: Any, known: list[str]) -> Spend:
+    """Checks a block ``spend``; raises ConfigError."""
+    good = isinstance(given, Mapping) and "as" in given and given.keys() <= {"as", "less"}
+    check(good, where, given, "must be {'as': STAGE}, and maybe 'less': a list of stages")
+    less = given.get("less", ())
+    check(isinstance(less, list | tuple), f"{where}.less", less, "must be a list of stages")
+    for name in (given["as"], *less):
+        remedy = f"is no earlier stage; there are: {', '.join(known) or 'none'}"
+        check(name in known, where, name, remedy)
+    return Spend(given["as"], tuple(less))
 
 
 def _configured(values: dict[str, Any]) -> tuple[Stage, Any]:
@@ -137,13 +182,19 @@ def run_pipeline(
     status = "completed"
     for place, (name, blocks) in enumerate(pipeline.stages):
         known = [earlier for earlier, _ in pipeline.stages[:place]]
-        kind, config = _configured(_resolved(blocks, folder, known))
         print(f"\nstage {place + 1} of {len(pipeline.stages)}: {name}", file=sys.stderr, flush=True)
-        summary = kind.train(config, str(folder / name), bill_process=bill_process)
-        bill_process = False
+        summary, spend = None, pipeline.spends.get(name)
+        if spend is not None:
+            cost = {entry["name"]: entry["summary"]["dollars"] for entry in done}
+            blocks = {**blocks, "budget": {"max_dollars": spend.dollars(cost)}}
+            summary = _spent(folder / name)
+        if summary is None:
+            kind, config = _configured(_resolved(blocks, folder, known))
+            summary = kind.train(config, str(folder / name), bill_process=bill_process)
+            bill_process = False
         done.append({"name": name, "summary": summary})
-        status = summary["status"]
-        if status != "completed":
+        if summary["status"] != "completed" and not (spend and summary["status"] == "budget"):
+            status = summary["status"]
             break
     bill = read_bill([str(folder)])
     result = {
@@ -152,6 +203,15 @@ def run_pipeline(
     }  # fmt: skip
     write_whole(folder / SUMMARY, json.dumps(result, indent=1) + "\n")
     return result
+
+
+def _spent(folder: pathlib.Path) -> dict[str, Any] | None:
+    """The summary of a stage that has spent what it may; None for any other."""
+    try:
+        summary = json.loads((folder / run_dir.SUMMARY).read_text())
+    except (OSError, ValueError):
+        return None
+    return summary if summary.get("status") == "budget" else None
 
 
 def show_pipeline(result: Mapping[str, Any], workdir: str) -> str:

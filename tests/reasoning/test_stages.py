@@ -156,6 +156,58 @@ def test_a_pipeline_runs_its_stages_once(tiny_start, tmp_path, capsys):
     assert (workdir / "cold/ledger.jsonl").read_text() == first
 
 
+def test_a_pipelines_seed_is_added_to_every_stages():
+    read = stages.read_pipeline({"pipeline": (COLD, {**COLD, "name": "b", "seed": 3}), "seed": 4})
+    assert [blocks["seed"] for _, blocks in read.stages] == [4, 7]
+
+
+SPENDING = """"pipeline": (
+    {"name": "cold", "task": {"names": ("add",)}, "prompt": {"template": "plain"},
+     "pairs": {"count": 40}},
+    {"name": "paid", "task": {"names": ("add",)}, "prompt": {"template": "plain"},
+     "pairs": {"count": 40}},
+    {"name": "more", "start": {"run": START}, **OTHERS,
+     "data": {"source": "pairs", "path": "@cold/pairs.jsonl", "prefetch": 0},
+     "train": {"steps": 100000, "batch_size": 4, "seq_len": 32},
+     "spend": {"as": "paid", "less": ["cold"]}},
+    {"name": "last", "task": {"names": ("add",)}, "prompt": {"template": "plain"},
+     "pairs": {"count": 4}},
+)"""
+
+
+def test_a_stage_spends_what_another_cost(tiny_start, tmp_path, monkeypatch, capsys):
+    """It is done when that is spent, is not begun again, and the stages after it run."""
+    recorded = read_record(tiny_start)["config"]
+    blocks = {name: recorded[name] for name in ("model", "moe", "router", "optim")}
+    path = write(tmp_path, SPENDING.replace("**OTHERS", f"**{blocks!r}"), START=tiny_start)
+    real = stages.Spend.dollars
+    asked = []
+
+    def dollars(self, cost):
+        asked.append((self, cost))
+        return real(self, {"cold": 1e-4, "paid": 3e-4})
+
+    monkeypatch.setattr(stages.Spend, "dollars", dollars)
+    workdir = tmp_path / "run"
+    assert command(path, workdir) == 0
+    assert asked[0][0] == stages.Spend("paid", ("cold",)) and {"cold", "paid"} <= asked[0][1].keys()
+    result = json.loads((workdir / "pipeline.json").read_text())
+    assert [s["summary"]["status"] for s in result["stages"]] == [
+        "completed", "completed", "budget", "completed",
+    ]  # fmt: skip
+    assert result["status"] == "completed"
+    spent = summary(workdir / "more")
+    assert spent["dollars"] >= 2e-4 and 0 < spent["step"] < 100000
+    before = (workdir / "more/ledger.jsonl").read_text()
+    assert command(path, workdir) == 0
+    assert (workdir / "more/ledger.jsonl").read_text() == before
+
+
+def test_nothing_left_to_spend():
+    with pytest.raises(config.UserError, match=r"nothing of the .* is left after cold"):
+        stages.Spend("paid", ("cold",)).dollars({"paid": 1.0, "cold": 2.0})
+
+
 def test_a_pipeline_in_a_folder_of_something_else_is_refused(tiny_start, tmp_path, capsys):
     path = write(tmp_path, PIPELINE, START=tiny_start)
     shutil.copytree(tiny_start, tmp_path / "run")
@@ -172,7 +224,12 @@ COLD = {"name": "cold", "task": {"names": ("add",)}, "pairs": {"count": 4}}
         ({"pipeline": ()}, "pipeline"),
         ({"pipeline": (COLD, COLD)}, "pipeline.1.name"),
         ({"pipeline": ({**COLD, "name": "../up"},)}, "pipeline.0.name"),
-        ({"pipeline": (COLD,), "seed": 1}, "seed"),
+        ({"pipeline": (COLD,), "seed": -1}, "seed"),
+        ({"pipeline": (COLD,), "model": {}}, "model"),
+        ({"pipeline": (COLD, {**COLD, "name": "b", "spend": {"as": "warm"}})}, "pipeline.1.spend"),
+        ({"pipeline": (COLD, {**COLD, "name": "b", "spend": "cold"})}, "pipeline.1.spend"),
+        ({"pipeline": (COLD, {**COLD, "name": "b", "spend": {"as": "cold", "less": "b"}})},
+         "pipeline.1.spend.less"),
         ({"pipeline": (COLD, {"name": "b", "data": {"path": "@warm"}, "pairs": {}})},
          "pipeline.1 (b): reference"),
         ({"pipeline": ({**COLD, "pairs": {"count": 0}},)}, "pipeline.0 (cold): pairs.count"),
