@@ -6,17 +6,23 @@ import jax
 import numpy as np
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-H100 = AbstractMesh(
-    (1,),
-    ("one",),
-    axis_types=(AxisType.Auto,),
-    abstract_device=AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=132, platform="cuda"),
-)
+from moejax.parallel import AXES
 
 
-def lowered_for_h100(function, *shapes) -> str:
+def _mesh(names):
+    """One H100 along axes of these names."""
+    device = AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=132, platform="cuda")
+    kinds = (AxisType.Auto,) * len(names)
+    return AbstractMesh((1,) * len(names), names, axis_types=kinds, abstract_device=device)
+
+
+H100 = _mesh(("one",))
+H100_OF_MODELS = _mesh(AXES)
+
+
+def lowered_for_h100(function, *shapes, mesh=H100) -> str:
     """A function's program for CUDA, as text; nothing is compiled and nothing runs."""
-    with jax.sharding.use_abstract_mesh(H100):
+    with jax.sharding.use_abstract_mesh(mesh):
         return jax.jit(function).trace(*shapes).lower(lowering_platforms=("cuda",)).as_text()
 
 
