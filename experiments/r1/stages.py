@@ -1,9 +1,8 @@
 """The stages of DeepSeek-R1 in miniature, as blocks that the pipelines of this folder put together.
 
-One model of four layers goes through all of them. A stage's ``@NAME`` stands for the folder of an
-earlier stage. The question is a multiplication of two numbers of two digits, worked out in
-``<think>`` and given in ``<answer>``; one in five instances is held out of supervised training and
-of reinforcement alike.
+A stage's ``@NAME`` stands for the folder of an earlier stage. Questions come by rule, worked out in
+``<think>`` and answered in ``<answer>``; one in five instances is held out of supervised training
+and of reinforcement alike.
 """
 
 from typing import Any
@@ -53,12 +52,24 @@ def pretrain(name: str, architecture: Blocks, steps: int, seed: int, data: Block
     }  # fmt: skip
 
 
-def pairs(name: str, task: Blocks, count: int, seed: int) -> Blocks:
+def pairs(name: str, task: Blocks, count: int, seed: int, text: bool = False) -> Blocks:
     """Worked answers by rule: what DeepSeek's cold start had people and models write."""
     return {
-        "name": name, "seed": seed, "task": task, "prompt": PROMPT, "pairs": {"count": count},
-        "cost": {"final": True},
+        "name": name, "seed": seed, "task": task, "prompt": PROMPT,
+        "pairs": {"count": count, "text": text}, "cost": {"final": True},
     }  # fmt: skip
+
+
+def held(optim: Blocks) -> Blocks:
+    """The learning rate stays where it is: for a run that ends when its dollars are spent."""
+    return {**optim, "final_fraction": 1.0}
+
+
+def spending(blocks: Blocks, like: str, *less: str) -> Blocks:
+    """A stage that trains on until it cost what ``like`` did, less what the stages ``less`` did."""
+    train = {**blocks["train"], "steps": 100_000, "eval_every": 0}
+    spend = {"as": like, "less": list(less)}
+    return {**blocks, "train": train, "optim": held(blocks["optim"]), "spend": spend}
 
 
 def sft(
@@ -99,7 +110,7 @@ def prefer(
 def reinforce(
     name: str, architecture: Blocks, start: str, task: Blocks, steps: int, seed: int,
     rate: float = 1e-4, evaluation: Blocks | None = None, rl: Blocks | None = None,
-    questions: int = 32, max_tokens: int = 96,
+    questions: int = 32, max_tokens: int = 96, prompt: Blocks | None = None,
 ) -> Blocks:  # fmt: skip
     """Group-relative policy optimization on right answers, from the model of ``start``.
 
@@ -109,12 +120,12 @@ def reinforce(
                 "kl_weight": 0.0, **(rl or {})}  # fmt: skip
     return {
         "name": name, "stage": "rl_train", "seed": seed, **architecture,
-        "start": {"run": start}, "task": task, "prompt": PROMPT,
+        "start": {"run": start}, "task": task, "prompt": prompt or PROMPT,
         "sampling": {"max_tokens": max_tokens}, "rl": settings,
         "evaluation": {"problems": 200, "samples": 4, **(evaluation or {})},
         "train": {"steps": steps, "batch_size": 8 * questions, "seq_len": max_tokens + 32,
                   "log_every": 5},
-        "optim": {**adamw(rate, 5), "final_fraction": 1.0, "weight_decay": 0.0},
+        "optim": {**held(adamw(rate, 5)), "weight_decay": 0.0},
         "cost": {"final": True},
     }  # fmt: skip
 

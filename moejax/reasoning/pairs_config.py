@@ -25,10 +25,13 @@ class PairsConfig:
       count: how many; a small task brings the same problem again.
       solutions: with the tasks' own chains of thought; False has completions without any, for a
         template that does not think.
+      text: also write them as documents, prompt and completion in one, to ``text.jsonl``: task text
+        for pre-training, by data.source ``text``.
     """
 
     count: int = 10_000
     solutions: bool = True
+    text: bool = False
 
     def __post_init__(self) -> None:
         check_positive("pairs", self, "count")

@@ -32,7 +32,7 @@ from moejax.training.manifest import write_whole
 from moejax.training.prepare import Billing
 from moejax.training.signals import StopRequest
 
-PAIRS, PREFERENCES = "pairs.jsonl", "preferences.jsonl"
+PAIRS, PREFERENCES, TEXT = "pairs.jsonl", "preferences.jsonl", "text.jsonl"
 EVALUATIONS = "evaluations.json"
 
 
@@ -84,6 +84,10 @@ class ShortRun:
             problem = self.tasks.problem(seed, index, "sft")
             solution = problem.solution if options.solutions else ""
             lines.append(self._line(problem, self.template.completion(problem.answer, solution)))
+        if options.text:
+            said = [json.loads(line) for line in lines]
+            documents = [json.dumps({"text": pair["prompt"] + pair["completion"]}) for pair in said]
+            write_whole(self.path / TEXT, "".join(line + "\n" for line in documents))
         return self._written(lines)
 
     def _line(self, problem: Problem, completion: str) -> str:

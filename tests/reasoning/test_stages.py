@@ -39,7 +39,7 @@ def write(folder, text, **names):
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pairs")
-    path = write(folder, ASKED + '"pairs": {"count": 60}, "seed": 3')
+    path = write(folder, ASKED + '"pairs": {"count": 60, "text": True}, "seed": 3')
     assert command(path, folder / "run", "prompt.template=r1_short") == 0
     return folder
 
@@ -47,6 +47,10 @@ def pairs(tmp_path_factory):
 def test_pairs_by_rule(pairs):
     lines = [json.loads(line) for line in (pairs / "run/pairs.jsonl").read_text().splitlines()]
     assert len(lines) == 60
+    documents = (pairs / "run/text.jsonl").read_text().splitlines()
+    assert [json.loads(line)["text"] for line in documents] == [
+        line["prompt"] + line["completion"] for line in lines
+    ]
     template = TEMPLATES["r1_short"]
     for line in lines:
         read = template.parse(line["completion"])
@@ -243,8 +247,18 @@ def test_a_pipeline_that_cannot_run_is_refused_before_its_first_stage(blocks, fi
     assert refused.value.field.startswith(field)
 
 
-def test_the_packaged_pipeline_can_be_read():
-    """The dense model that is distilled has the active size of the others."""
+@pytest.mark.parametrize("name", ["small", "controls", "zero", "pipeline"])
+def test_packaged_pipelines_can_be_read(name):
+    """And their docstrings give the command."""
+    path = ROOT / f"experiments/r1/{name}.py"
+    read = stages.read_pipeline(config.load(str(path), ["seed=1"]))
+    assert f"moejax train --config=experiments/r1/{name}.py" in path.read_text()
+    assert all(blocks.get("seed", 0) >= 1 for _, blocks in read.stages)
+    for spend in read.spends.values():
+        assert spend.like in ("rl", "dense_rl")
+
+
+def test_the_small_pipelines_dense_model_has_the_size_of_its_teacher():
     pipeline = stages.read_pipeline(config.load(str(ROOT / "experiments/r1/small.py")))
     assert [name for name, _ in pipeline.stages] == [
         "cold_pairs", "cold_start", "rl", "own_answers", "distilled", "distilled_asked",
