@@ -16,7 +16,7 @@ from moejax.cost.ledger import Ledger
 from moejax.moe.diagnostics import router_health
 from moejax.parallel import sharding
 from moejax.reasoning.policy_evaluation import ask_held_out
-from moejax.reasoning.policy_setup import PolicySetup
+from moejax.reasoning.policy_setup import PolicySetup, plan_lines
 from moejax.reasoning.policy_step import make_policy_step, make_scorer, parts_of, rows_of
 from moejax.reasoning.rollouts import Asker, PolicyRows, Roller, Rollout, seeds_of
 from moejax.training import run_dir
@@ -83,8 +83,10 @@ class PolicyRun:
             self.progress.message(text)
 
     def start(self) -> None:
-        """Makes the programs, and the state that the run goes on from."""
+        """Says what is to come; makes the programs, and the state that the run goes on from."""
         setup, run = self.setup, self.config.run
+        for line in plan_lines(setup):
+            self.say(line)
         _, self.abstract = make_init(run.model, setup.optimizer, setup.mesh)
         vocab_size = setup.asked.tokenizer.vocab_size
         step = make_policy_step(

@@ -10,7 +10,9 @@ import jax
 import optax
 
 from moejax.config import UserError, check, to_dict
-from moejax.cost import counts
+from moejax.cost import counts, text, utilisation
+from moejax.cost.plan import make_plan
+from moejax.cost.plan_text import format_plan
 from moejax.data import tokenizers
 from moejax.data.tokenizers import Tokenizer
 from moejax.models.layers import compute_dtype
@@ -134,6 +136,45 @@ def prepare_policy(config: PolicyConfig) -> PolicySetup:
     )  # fmt: skip
 
 
+def plan_policy(setup: PolicySetup) -> dict[str, Any]:
+    """The bill of the updates before the run, by ``moejax.cost.plan.make_plan``.
+
+    All answers are taken to be as long as they may be. Tokens are those of optimizer steps; the
+    passes that give old and reference log-probabilities are counted beside them. Rollouts, whose
+    time no utilisation of training tells, are in ``rollout_tokens`` and ``rollout_flops`` alone.
+    """
+    run, rl, billing = setup.config.run, setup.rl, setup.billing
+    once = run.train.steps * run.train.batch_size * run.train.seq_len
+    passes = int(setup.optimizer_steps > 1 or rl.routing_replay == "old_policy")
+    passes += int(rl.kl_weight > 0)
+    layout = prepare.layout_of(run.mesh, setup.mesh.size)
+    part = run.train.batch_size // rl.minibatches // run.train.micro_batches
+    placement = dataclasses.replace(
+        prepare.placement_of(run, layout), rows=max(1, part // layout.rows)
+    )
+    plan = make_plan(
+        run.model, tokens=once * rl.epochs, seq_len=run.train.seq_len, hardware=billing.hardware,
+        devices=billing.devices, price=billing.price,
+        used=utilisation.given(run.cost.mfu, "config") if run.cost.mfu else None,
+        region=run.cost.region, pue=run.cost.pue, dollars_per_kwh=run.cost.dollars_per_kwh,
+        purchase=run.cost.purchase(billing.hardware), peak_flops=billing.peak_flops,
+        peak_source=billing.peak_source, placement=placement,
+        more_flops=passes * setup.forward_flops / rl.epochs,
+    )  # fmt: skip
+    plan |= {"rollout_tokens": once, "rollout_flops": once * setup.forward_flops}
+    return prepare.with_remedies(plan, run.model, placement)
+
+
+def plan_lines(setup: PolicySetup) -> list[str]:
+    """The plan in lines, and what is not in it."""
+    plan = plan_policy(setup)
+    tokens, flops = text.si(plan["rollout_tokens"]), text.si(plan["rollout_flops"], "FLOP")
+    return [
+        format_plan(plan),
+        f"rollouts    up to {tokens} tokens, {flops} forward, whose time is not in the plan",
+    ]
+
+
 def tokenizer_of(workdir: str) -> Tokenizer:
     """The tokenizer of the run that another one starts from.
 
@@ -161,6 +202,6 @@ def _check_problems(config: PolicyConfig, tasks: TaskSet) -> None:
 
 def _asked(config: PolicyConfig, tokenizer: Tokenizer) -> Asked:
     task = to_dict(config.task)
-    text = json.dumps([task, config.prompt.template, tokenizer.fingerprint], sort_keys=True)
-    found = hashlib.sha256(text.encode()).hexdigest()
+    told = json.dumps([task, config.prompt.template, tokenizer.fingerprint], sort_keys=True)
+    found = hashlib.sha256(told.encode()).hexdigest()
     return Asked(tokenizer, found, {"source": "tasks", "task": task})

@@ -10,7 +10,7 @@ from moejax.cost.bill import summarize as read_bill
 from moejax.cost.bill_text import format_ledger
 from moejax.reasoning.policy_config import PolicyConfig
 from moejax.reasoning.policy_run import PolicyRun
-from moejax.reasoning.policy_setup import prepare_policy
+from moejax.reasoning.policy_setup import plan_policy, prepare_policy
 from moejax.reasoning.stage_run import Opened, run_stage
 from moejax.training import prepare, run_dir
 from moejax.training.start import recorded_in
@@ -49,7 +49,10 @@ def train_policy(
         directory = recorded_in(directory, setup.start)
         make = lambda ledger, stop: PolicyRun(setup, directory, ledger, stop)
         run = setup.config.run
-        return Opened(directory, setup.asked, run, setup.billing, setup.mesh, make, summarize)
+        return Opened(
+            directory, setup.asked, run, setup.billing, setup.mesh, make, summarize,
+            plan_policy(setup),
+        )  # fmt: skip
 
     return run_stage(opened, workdir, bill_process)
 

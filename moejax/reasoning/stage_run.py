@@ -30,6 +30,7 @@ class Opened:
       mesh: where it runs.
       make: the loop, from a ledger and a stop request; see ``run_whole``.
       summarize: what ``summary.json`` holds, of the loop and a status.
+      plan: the bill before the run; None without one.
     """
 
     directory: RunDirectory
@@ -39,6 +40,7 @@ class Opened:
     mesh: jax.sharding.Mesh
     make: Callable[[Ledger, StopRequest], Any]
     summarize: Callable[[Any, str], dict[str, Any]]
+    plan: dict[str, Any] | None = None
 
 
 def run_stage(
@@ -71,6 +73,8 @@ def run_stage(
             print(f"{workdir}: the run is complete; nothing to do", file=sys.stderr)
             return done
         with several.created(directory, stage.asked):
-            ledger = open_ledger(stage.charged, stage.billing, stage.mesh, directory.path, begun)
+            ledger = open_ledger(
+                stage.charged, stage.billing, stage.mesh, directory.path, begun, plan=stage.plan
+            )
             make = lambda: stage.make(ledger, stop)
             return run_whole(make, stage.mesh, directory, ledger, stop, stage.summarize)

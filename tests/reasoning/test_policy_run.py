@@ -9,7 +9,7 @@ from runs import assert_same, parameters, summary
 from runs import train as command
 
 from moejax.cost.bill import summarize
-from moejax.reasoning import policy_run
+from moejax.reasoning import policy_config, policy_run
 from moejax.training.metrics import read_metrics
 from moejax.training.run_dir import read_record
 
@@ -80,6 +80,18 @@ def test_the_bill_has_rollouts_and_updates_apart(whole):
     assert stages["rl_train"]["tokens"] == run["tokens"] > 0
     assert sum(s["dollars"] for s in stages.values()) == pytest.approx(run["dollars"])
     assert run["seconds"]["rollout"] > 0 and run["seconds"]["eval"] > 0
+
+
+def test_the_updates_are_planned_and_the_plan_is_kept(whole):
+    """As if all answers were as long as they may be: a bound on tokens and FLOPs, not on time."""
+    run = summarize([whole])["runs"][0]
+    planned, actual = run["plan"]["planned"], run["plan"]["actual"]
+    recorded = policy_config.from_dict(read_record(whole)["config"])
+    rows, epochs = recorded.run.train, recorded.rl.resolved().epochs
+    assert planned["tokens"] == 4 * rows.batch_size * rows.seq_len * epochs
+    assert 0 < actual["tokens"] <= planned["tokens"]
+    assert 0 < actual["model_flops"] <= planned["model_flops"]
+    assert run["plan"]["parts"]["rollout"]["device_hours"] > 0
 
 
 @pytest.mark.parametrize("after", [1, 3])
