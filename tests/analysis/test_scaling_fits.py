@@ -102,6 +102,8 @@ def test_an_ablation_over_sizes_has_its_fit(tmp_path):
     folder = write_ablation(tmp_path, rows, variants=list(sizes), seeds=range(3), amounts=[1e6])
     about = json.loads((folder / "ablation.json").read_text())
     about["spec"]["variants"] = {name: {"model.d_model": w} for name, w in sizes.items()}
+    # What a variant does not edit is the base's.
+    about["spec"]["variants"]["w64"], about["spec"]["base"] = {}, {"model": {"d_model": 64}}
     (folder / "ablation.json").write_text(json.dumps(about))
     plan = {"rates": {name: {"model": {"active": w**2, "total": 7}} for name, w in sizes.items()}}
     (folder / "plan.json").write_text(json.dumps(plan))
