@@ -17,6 +17,11 @@ CPU kernels more than a GPU's.
 
     moejax ablate --config=experiments/ablations/granularity.py --workdir=runs/granularity
 
+Found (results/ablations/granularity): disagrees beyond four times finer. Two and four times finer
+experts end 0.005 and 0.006 bits per byte below coarse ones, which five seeds cannot tell (0.000 to
+0.010; -0.005 to 0.016); eight times finer ends 0.009 above (0.003 to 0.014), sixteen times 0.023
+(0.018 to 0.029). No power law over G fits.
+
 Hardware: 2 CPU cores, about 20 minutes with --processes=2.
 """
 
