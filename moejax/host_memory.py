@@ -14,7 +14,7 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 _SETTINGS = {
     _MMAP_MAX: 0,  # no blocks of their own, which would be given back when freed
     _ARENA_MAX: 1,  # one heap: what one thread frees, another may have
-    _TRIM_THRESHOLD: 2**31 - 1,  # the largest that it takes: 2 GiB unused at the end are kept
+    _TRIM_THRESHOLD: -1,  # never
     _TOP_PAD: 2**26,
 }
 

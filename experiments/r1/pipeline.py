@@ -44,8 +44,9 @@ def get_config() -> ml_collections.ConfigDict:
         name, model, start, TASK, 60, 0, rate=2e-4, evaluation=brief
     )
     distilled = stages.sft("distilled", dense, "@dense_start", "@answers", 1, 0, stage="distill")
-    logits = stages.distil("distilled_logits", dense, "@second_rl", "@answers", 1, 0)
-    logits = {**logits, "start": {"run": "@dense_start"}}
+    logits = stages.distil(
+        "distilled_logits", dense, "@dense_start", "@second_rl", "@answers", 1, 0
+    )
     asked = lambda name: stages.evaluate(f"{name}_asked", f"@{name}", TASK, HELD_OUT)
     return ml_collections.ConfigDict({
         "pipeline": (
@@ -54,10 +55,10 @@ def get_config() -> ml_collections.ConfigDict:
             stages.pairs("cold_pairs", TASK, 4_000, 0),
             stages.sft("cold_start", moe, "@base", "@cold_pairs", 150, 0, rate=2e-3),
             reinforce("rl", moe, "@cold_start"),
-            stages.rejection("own_answers", "@rl", TASK, 3_000, 0, samples=2),
+            stages.rejection("own_answers", "@rl", TASK, 3_000, 500, samples=2),
             stages.sft("second_sft", moe, "@cold_start", "@own_answers", 150, 0),
             reinforce("second_rl", moe, "@second_sft"),
-            stages.rejection("answers", "@second_rl", TASK, 6_000, 0, samples=1),
+            stages.rejection("answers", "@second_rl", TASK, 6_000, 600, samples=1),
             stages.sft("dense_start", dense, "", "@cold_pairs", 250, 0, rate=3e-3),
             reinforce("dense_rl", dense, "@dense_start"),
             stages.spending(distilled, "dense_rl", "answers"),

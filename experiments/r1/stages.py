@@ -89,11 +89,11 @@ def sft(
 
 
 def distil(
-    name: str, architecture: Blocks, teacher: str, data: str, steps: int, seed: int,
-    rate: float = 1e-3, divergence: str = "forward", hard: float = 0.0,
+    name: str, architecture: Blocks, start: str, teacher: str, data: str, steps: int,
+    seed: int, rate: float = 1e-3, divergence: str = "forward", hard: float = 0.0,
 ) -> Blocks:  # fmt: skip
     """Supervised training on pairs, towards a teacher's distributions over each next token."""
-    blocks = sft(name, architecture, "", data, steps, seed, rate, "distill")
+    blocks = sft(name, architecture, start, data, steps, seed, rate, "distill")
     return {**blocks, "distill": {"run": teacher, "divergence": divergence, "hard": hard}}
 
 

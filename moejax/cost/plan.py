@@ -33,6 +33,7 @@ def make_plan(
     pue: float | None = None,
     dollars_per_kwh: float = energy.DOLLARS_PER_KWH,
     more_flops: float = 0.0,
+    second: ModelConfig | None = None,
 ) -> dict[str, Any]:
     """Plans training a model on so many tokens, in sequences of ``seq_len``.
 
@@ -51,7 +52,8 @@ def make_plan(
       purchase: what a device costs to buy; None takes the packaged book's.
       pue: power usage effectiveness of the data centre; None takes the chip's usual one.
       dollars_per_kwh: price of electricity, for the ``owned`` lens.
-      more_flops: FLOPs of each token beside training, as of a teacher.
+      more_flops: FLOPs of each token beside training and the second model's pass.
+      second: a model that is run beside the one that is trained, such as a teacher.
 
     Returns:
       ``moejax plan --format=json``: ``Counts.to_dict`` with ``flops.per_token``, ``price_flops``,
@@ -67,6 +69,10 @@ def make_plan(
     placement = placement or Placement()
     counted = counts.count(model_config, seq_len)
     parts = memory_parts(model_config, hardware=hardware, seq_len=seq_len, placement=placement)
+    if second is not None:
+        of_second = memory_parts(second, hardware=hardware, seq_len=seq_len, placement=placement)
+        parts["second model"] = of_second["weights"]
+        more_flops += counts.count(second, seq_len).flops_per_token.forward
     memory, usable = sum(parts.values()), usable_bytes(hardware)
     bill = price_flops(
         tokens * (counted.flops_per_token.train + more_flops), hardware=hardware, devices=devices,
@@ -85,7 +91,7 @@ def make_plan(
     )  # fmt: skip
     found = counted.to_dict()
     found["flops_per_token"] |= flops.per_token(model_config, seq_len)
-    return found | {"tokens": tokens} | bill | {
+    return found | {"tokens": tokens, "more_flops_per_token": more_flops} | bill | {
         "layout": dataclasses.asdict(layout),
         "memory_bytes_per_device": memory,
         "memory_parts": parts,

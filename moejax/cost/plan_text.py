@@ -27,7 +27,8 @@ def _model(plan: dict[str, Any]) -> Rows:
     active, named = params["active"], flops["conventions"]
     mtp = f", {text.parameters(params['mtp'])} MTP" if params["mtp"] else ""
     train = {name: parts["train"] for name, parts in named.items()}
-    without = ""
+    without, more = "", plan.get("more_flops_per_token", 0.0)
+    beside = f", of them {text.si(more, 'FLOP')} a token in passes beside training" if more else ""
     if params["mtp"]:
         without = f", {text.si(train['causal']['without_mtp'], 'FLOP')} without MTP"
     return [
@@ -40,7 +41,8 @@ def _model(plan: dict[str, Any]) -> Rows:
         ("", f"{text.si(train['full_attention']['with_mtp'], 'FLOP')} by full attention, "
          f"{text.si(train['6N']['with_mtp'], 'FLOP')} by 6N; prefill "
          f"{text.si(flops['prefill'], 'FLOP')}, decode {text.si(flops['decode'], 'FLOP')}"),
-        ("training", f"{text.si(plan['tokens'])} tokens, {text.si(plan['train_flops'], 'FLOP')}"),
+        ("training", f"{text.si(plan['tokens'])} tokens, {text.si(plan['train_flops'], 'FLOP')}"
+         f"{beside}"),
     ]  # fmt: skip
 
 

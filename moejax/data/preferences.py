@@ -70,7 +70,8 @@ def open_preferences(
         prompts are longer than a row; nothing to hold out or to train on, or too much text.
     """
     preferred, others = read_preferences(config.path)
-    tokenizer = tokenizer_for(config, preferred, check_size(config, preferred, others))
+    check_size(config, preferred, others)
+    tokenizer = tokenizer_for(config, preferred, check_size(config, preferred))
     check_tokenizer(tokenizer)
     encoded = [encode_pairs(pairs, tokenizer) for pairs in (preferred, others)]
     lengths = sum(

@@ -115,6 +115,12 @@ class PolicyConfig:
             train.seq_len > self.sampling.max_tokens, "train.seq_len", train.seq_len,
             f"has no room for a prompt beside sampling.max_tokens = {self.sampling.max_tokens}",
         )  # fmt: skip
+        for name in ("distill", "preferences"):
+            check(
+                getattr(run, name) is None, name, "...",
+                "is an objective of training on text or pairs; reinforcement has its own: leave it "
+                "out",
+            )  # fmt: skip
         for name, whole in (("top_k", 0), ("top_p", 1.0), ("min_p", 0.0)):
             value = getattr(self.sampling, name)
             check(

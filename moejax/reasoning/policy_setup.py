@@ -145,8 +145,7 @@ def plan_policy(setup: PolicySetup) -> dict[str, Any]:
     """
     run, rl, billing = setup.config.run, setup.rl, setup.billing
     once = run.train.steps * run.train.batch_size * run.train.seq_len
-    passes = int(setup.optimizer_steps > 1 or rl.routing_replay == "old_policy")
-    passes += int(rl.kl_weight > 0)
+    old = setup.optimizer_steps > 1 or rl.routing_replay == "old_policy"
     layout = prepare.layout_of(run.mesh, setup.mesh.size)
     part = run.train.batch_size // rl.minibatches // run.train.micro_batches
     placement = dataclasses.replace(
@@ -159,7 +158,8 @@ def plan_policy(setup: PolicySetup) -> dict[str, Any]:
         region=run.cost.region, pue=run.cost.pue, dollars_per_kwh=run.cost.dollars_per_kwh,
         purchase=run.cost.purchase(billing.hardware), peak_flops=billing.peak_flops,
         peak_source=billing.peak_source, placement=placement,
-        more_flops=passes * setup.forward_flops / rl.epochs,
+        more_flops=setup.forward_flops / rl.epochs if old else 0.0,
+        second=run.model if rl.kl_weight else None,
     )  # fmt: skip
     plan |= {"rollout_tokens": once, "rollout_flops": once * setup.forward_flops}
     return prepare.with_remedies(plan, run.model, placement)

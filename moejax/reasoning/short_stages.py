@@ -108,7 +108,8 @@ class ShortRun:
         asked, answers, right = self._answers()
         lines, preferred = [], []
         for i, judged in sorted(answers.items()):
-            good, bad = judged[True], judged[False]
+            good = judged[True]
+            bad = {text: n for text, n in judged[False].items() if text not in good}
             best = sorted(good, key=lambda text: (good[text], text))[: options.keep]
             worst = sorted(bad, key=lambda text: (-bad[text], text))
             lines += [self._line(asked[i], text) for text in best]
@@ -123,15 +124,15 @@ class ShortRun:
                 f"of {count} answers none reached rejection.reward = {options.reward}; start "
                 "from a better model, or lower it"
             )
-        found = self._written(lines) | {"asked": count, "right": right}
-        if not options.preferences:
-            return found
-        if not preferred:
+        if options.preferences and not preferred:
             raise UserError(
                 f"rejection.preferences: no question of {options.questions} has a right and a "
                 "wrong answer; take more samples"
             )
-        return found | {"preferences": self._written(preferred, PREFERENCES)}
+        found = self._written(lines) | {"asked": count, "right": right}
+        if options.preferences:
+            found["preferences"] = self._written(preferred, PREFERENCES)
+        return found
 
     def _answers(
         self,

@@ -64,8 +64,8 @@ class Spend:
         left = cost[self.like] - sum(cost[name] for name in self.less)
         if left <= 0:
             raise UserError(
-                f"spend: nothing of the ${cost[self.like]:.4f} of {self.like!r} is left after "
-                f"{', '.join(self.less)}; make these smaller"
+                f"spend: nothing of the ${cost[self.like]:.4f} of {self.like!r} is left"
+                + (f" after {', '.join(self.less)}; make these smaller" if self.less else "")
             )
         return left
 
@@ -96,10 +96,15 @@ def read_pipeline(values: Mapping[str, Any]) -> Pipeline:
         known = [earlier for earlier, _ in stages]
         check(name not in known, f"{where}.name", name, "is an earlier stage's; names differ")
         rest = {key: value for key, value in blocks.items() if key not in ("name", "spend")}
-        if seed:
-            rest["seed"] = rest.get("seed", 0) + seed
+        own = rest.get("seed", 0)
+        if seed and isinstance(own, int):  # another type is refused with the stage
+            rest["seed"] = own + seed
         if blocks.get("spend") is not None:
             spends[name] = _read_spend(f"{where}.spend", blocks["spend"], known)
+            check(
+                "train" in rest and not rest.get("budget"), f"{where}.spend", "...",
+                "is for a stage with steps, in place of a budget; leave one of them out",
+            )  # fmt: skip
         try:
             _configured(_resolved(rest, pathlib.Path(), known))
         except ConfigError as error:
@@ -187,11 +192,15 @@ def run_pipeline(
         if spend is not None:
             cost = {entry["name"]: entry["summary"]["dollars"] for entry in done}
             blocks = {**blocks, "budget": {"max_dollars": spend.dollars(cost)}}
-            summary = _spent(folder / name)
+        kind, config = _configured(_resolved(blocks, folder, known))
+        if spend is not None:
+            summary = _spent(folder / name, config)
         if summary is None:
-            kind, config = _configured(_resolved(blocks, folder, known))
             summary = kind.train(config, str(folder / name), bill_process=bill_process)
             bill_process = False
+        if spend is not None and summary["status"] == "completed":
+            print(f"warning: {name} did all of its steps before it cost what it may; give it more "
+                  "(train.steps)", file=sys.stderr, flush=True)  # fmt: skip
         done.append({"name": name, "summary": summary})
         if summary["status"] != "completed" and not (spend and summary["status"] == "budget"):
             status = summary["status"]
@@ -205,13 +214,15 @@ def run_pipeline(
     return result
 
 
-def _spent(folder: pathlib.Path) -> dict[str, Any] | None:
-    """The summary of a stage that has spent what it may; None for any other."""
+def _spent(folder: pathlib.Path, config: Any) -> dict[str, Any] | None:
+    """The summary of a stage of this config that has spent what it may; None for any other."""
     try:
         summary = json.loads((folder / run_dir.SUMMARY).read_text())
-    except (OSError, ValueError):
+        recorded = run_dir.read_record(folder)["config"]
+    except (OSError, ValueError, UserError):
         return None
-    return summary if summary.get("status") == "budget" else None
+    same = not run_config.differences(recorded, config.to_dict())
+    return summary if same and summary.get("status") == "budget" else None
 
 
 def show_pipeline(result: Mapping[str, Any], workdir: str) -> str:

@@ -49,9 +49,12 @@ def lines_before(dataset: TextDataset, rows: int) -> list[str]:
 def pairs_line(dataset: TextDataset) -> str:
     """How many pairs there are, what of them the loss counts, and what was left out."""
     said, rows = dataset.provenance, dataset.train
+    counted = "the loss counts completions"
+    if said["source"] == "preferences":
+        counted = "held-out loss counts the responses that are preferred"
     line = (
-        f"{said['train_pairs']:,} pairs, {said['validation_pairs']:,} more held out; the loss "
-        f"counts completions: {rows.counted / rows.targets:.1%} of the tokens"
+        f"{said['train_pairs']:,} pairs, {said['validation_pairs']:,} more held out; {counted}: "
+        f"{rows.counted / rows.targets:.1%} of the tokens"
     )
     dropped = said["dropped_long_pairs"]
     return line + (f"; {dropped:,} longer than a row are left out" if dropped else "")

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from moejax.config import ConfigError
 from moejax.output_folder import whole_folder
 from moejax.training import run_dir
 from moejax.training.checkpoints import Checkpointer
@@ -83,8 +84,14 @@ def new_run(
       origin: where the parameters are from; ``config.json`` keeps it under ``from``.
 
     Raises:
-      UserError: the folder cannot be written; nothing is left behind.
+      UserError: the folder cannot be written, or the run would learn from another one's model;
+        nothing is left behind.
     """
+    if config.looks_at is not None:
+        raise ConfigError(
+            config.looks_at, "...", "names a model to learn from, which a run that begins with "
+            "given weights does not; train it first, and start from that run",
+        )  # fmt: skip
     with whole_folder(target, shown) as folder:
         record = {**run_dir.describe(config, setup.dataset), "from": dict(origin)}
         directory = run_dir.RunDirectory(folder, record, resumed=False)

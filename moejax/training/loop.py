@@ -126,9 +126,9 @@ class Run:
             self.say(f"resuming at step {found.step} of {steps}")
         elif directory.resumed:
             self.say("resuming: the run has no checkpoint yet, so from step 0")
-        self.go_from(found or self.from_nothing())
-        second = start.second_model(self.setup, directory.record, self.say)
+        second = start.second_variables(self.setup, directory.record, self.say)
         self._second = () if second is None else (second,)
+        self.go_from(found or self.from_nothing())
         self.progress = Progress(steps, self.step) if self.first else Silent()
 
     def from_nothing(self) -> Beginning:
@@ -314,7 +314,9 @@ class Run:
 
     def _save(self) -> None:
         # Only a loss of this very state may make it the best one.
-        val_loss = self.val_loss if self.val_step == self.step else None
+        # What is held out of preferences says nothing of their loss.
+        judged = self.val_step == self.step and self.config.preferences is None
+        val_loss = self.val_loss if judged else None
         with self.ledger.phase("checkpoint"):
             self.checkpoints.save(self.step, self.state, self._here().extra(), val_loss=val_loss)
 

@@ -94,7 +94,7 @@ def compile_step(config: run_config.RunConfig) -> dict[str, Any]:
     from moejax.parallel.collectives import summed
     from moejax.parallel.mesh import check_fits
     from moejax.training.optimizers import learning_rate, make_optimizer
-    from moejax.training.prepare import choose_back_ends, layout_of, placement_of
+    from moejax.training.prepare import choose_back_ends, layout_of, placement_of, second_model
     from moejax.training.programs import batch_rows, lower_step
     from moejax.training.schedules import Hyper
     from moejax.training.sent import sends
@@ -111,7 +111,7 @@ def compile_step(config: run_config.RunConfig) -> dict[str, Any]:
         _, state = make_init(config.model, make_optimizer(config.optim, train.steps), mesh)
         rate = learning_rate(config.optim, train.steps)
         hyper = Hyper(np.uint32(config.seed), rate, train.mtp_schedule)
-        step = lower_step(config, state, mesh, hyper)
+        step = lower_step(config, state, mesh, hyper, second_model(config))
         seconds["lower"] = time.monotonic() - started
         compiled = step.compile()
     seconds["compile"] = time.monotonic() - started - seconds["lower"]

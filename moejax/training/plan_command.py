@@ -23,7 +23,13 @@ from moejax.parallel import check_fits
 from moejax.parallel.layout import placed, suggest
 from moejax.training import run_config
 from moejax.training.lowering import lowered
-from moejax.training.prepare import layout_of, optimizer_bytes, placement_of, with_remedies
+from moejax.training.prepare import (
+    layout_of,
+    optimizer_bytes,
+    placement_of,
+    second_model,
+    with_remedies,
+)
 
 DEFAULT_HARDWARE, DEFAULT_SEQ_LEN = "h100_sxm", 4096
 # Flags of a deployment.
@@ -249,6 +255,7 @@ def _one_plan(options: Namespace, subject: _Subject) -> dict[str, Any]:
         placement=placement,
         how=exchange.transport(options.exchange or "moejax", options.overlap),
         expert_devices=options.expert_devices,
+        second=None if config is None else second_model(config),
     )
     found["layout"]["source"] = source
     found["suggested_layout"] = suggested.to_dict()

@@ -7,7 +7,7 @@ import pathlib
 import jax
 import optax
 
-from moejax.config import check
+from moejax.config import ConfigError, check
 from moejax.cost import counts, hardware, prices, utilisation
 from moejax.cost.memory import Layout, Placement
 from moejax.cost.plan import make_plan
@@ -106,7 +106,9 @@ def prepare(config: RunConfig) -> Setup:
         products = grouped_products(config.model, choice, part, train.seq_len)
     dtype = compute_dtype(config.model.dtype).name
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
-    frozen = _frozen_model(config, mesh)
+    frozen = second_model(config)
+    if frozen is not None:
+        _check_second(config, frozen, mesh)
     billing = make_billing(config, mesh, frozen)
     with _one_at_a_time(config.data):
         dataset = open_dataset(
@@ -128,28 +130,39 @@ def prepare(config: RunConfig) -> Setup:
     return Setup(config, mesh, choice, products, dataset, optimizer, schedule, billing, frozen)
 
 
-def _frozen_model(config: RunConfig, mesh: jax.sharding.Mesh) -> ModelConfig | None:
-    """The second model of the run's objective, with back ends that run here.
+def second_model(config: RunConfig) -> ModelConfig | None:
+    """The model that a run's objective looks at, with back ends that run anywhere; or None.
 
     Raises:
-      ConfigError: its run cannot be read, or its mesh does not fit.
+      ConfigError: the teacher's run cannot be read.
     """
     if config.looks_at is None:
         return None
-    block, folder, _ = config.looks_at
-    if block == "start":  # the run's own model
+    if config.looks_at == "start":  # the run's own model
         return config.model
     from moejax.training.restore import exact_as_auto  # they build upon this module
     from moejax.training.start import read_other
 
-    _, _, other = read_other(block, folder)
-    other = exact_as_auto(other)
+    _, _, other = read_other("distill", config.distill.run)
+    model = exact_as_auto(other).model
+    attention = model.attention
+    if attention.implementation == "cudnn":
+        attention = dataclasses.replace(attention, implementation="auto")
+    dtype = compute_dtype(model.dtype).name
+    return dataclasses.replace(model, attention=attention, dtype=dtype, mtp_depth=0)
+
+
+def _check_second(config: RunConfig, model: ModelConfig, mesh: jax.sharding.Mesh) -> None:
+    """Raises ConfigError where a second model does not fit the mesh, or cannot run here."""
     train = config.train
-    part = train.batch_size // train.micro_batches
-    check_fits(tuple(mesh.shape.values()), other.model, part, train.seq_len)
-    choose_back_ends(other.model, mesh)
-    dtype = compute_dtype(other.model.dtype).name
-    return dataclasses.replace(other.model, dtype=dtype)
+    try:
+        shape = tuple(mesh.shape.values())
+        check_fits(shape, model, train.batch_size // train.micro_batches, train.seq_len)
+        choose_back_ends(model, mesh)
+    except ConfigError as error:
+        block = config.looks_at
+        shown = getattr(config, block).run
+        raise ConfigError(f"{block}.run", shown, f"its model does not fit: {error}") from None
 
 
 def _one_at_a_time(data: DataConfig) -> contextlib.AbstractContextManager[None]:
@@ -254,7 +267,7 @@ def plan_run(setup: Setup) -> dict:
         peak_flops=billing.peak_flops,
         peak_source=billing.peak_source,
         placement=placement,
-        more_flops=forward_flops(setup.frozen, config.train.seq_len),
+        second=setup.frozen,
     )
     return with_remedies(found, config.model, placement)
 

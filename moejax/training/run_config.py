@@ -81,7 +81,7 @@ class StartConfig:
     """Weights to start from (block ``start``): another run's parameters and routers' state.
 
     The optimizer begins anew, and so do steps, tokens and the order of the data. A resumed run goes
-    on from its own checkpoints.
+    on from its own checkpoints; preferences look at this model as their reference to the end.
 
     Attributes:
       run: the other run's folder; "" starts from the seed.
@@ -158,6 +158,11 @@ class RunConfig:
                 self.distill is None, "distill", "...", "is another objective than preferences; "
                 "leave one of them out",
             )  # fmt: skip
+        other = wanted or self.distill is not None
+        check(
+            not other or not self.model.mtp_depth, "model.mtp_depth", self.model.mtp_depth,
+            "has modules that neither distillation nor preferences train; set 0",
+        )  # fmt: skip
         if self.distill is not None:
             check(
                 bool(self.distill.run), "distill.run", self.distill.run,
@@ -165,13 +170,12 @@ class RunConfig:
             )  # fmt: skip
 
     @property
-    def looks_at(self) -> tuple[str, str, int] | None:
-        """The second model of the run's objective: block, folder and step; None without one."""
+    def looks_at(self) -> str | None:
+        """The block that names the second model of the run's objective; None without one."""
         if self.distill is not None:
-            return "distill", self.distill.run, self.distill.step
-        if self.preferences is not None and not self.preferences.reference_free:
-            return "start", self.start.run, self.start.step
-        return None
+            return "distill"
+        with_reference = self.preferences is not None and not self.preferences.reference_free
+        return "start" if with_reference else None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready blocks, as a config file writes them: ``moe`` and ``router`` on their own."""

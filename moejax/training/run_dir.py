@@ -257,8 +257,9 @@ def fingerprint(record: Mapping[str, Any]) -> str:
         differences({}, record["config"]), record["packages"], record["code"],
         record["data"]["fingerprint"], record["python"],
     ]  # fmt: skip
-    if "start" in record:
-        parts.append([record["start"][name] for name in ("fingerprint", "step")])
+    for block in ("start", "distill"):
+        if block in record:
+            parts.append([record[block][name] for name in ("fingerprint", "step")])
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -44,6 +44,9 @@ def recorded_in(directory: RunDirectory, setup: Setup) -> RunDirectory:
     """
     config, found = setup.config, {}
     if directory.resumed:
+        block = getattr(config, "looks_at", None)
+        if block is not None and directory.finished() is None:
+            origin_of(block, directory.record)
         return directory
     if config.start.run:
         found["start"] = find(setup)
@@ -172,7 +175,7 @@ def from_run(
     origin = record.get("start")
     if origin is None:
         return begun
-    restored = weights_of("start", origin, setup.config.model, setup.mesh)
+    restored = weights_of("start", record, setup.mesh, setup.config.model)
     loss = origin["val_loss"]
     told = "" if loss is None else f" (validation {loss:.4f} nats/token)"
     say(f"start       weights of step {origin['step']} of {origin['run']}{told}; a fresh optimizer")
@@ -181,7 +184,7 @@ def from_run(
     return begun._replace(state=jax.block_until_ready(state))
 
 
-def second_model(
+def second_variables(
     setup: Setup, record: dict[str, Any], say: Callable[[str], None]
 ) -> dict[str, Any] | None:
     """Variables of the model that the run's objective looks at, on its mesh; None without one.
@@ -194,39 +197,57 @@ def second_model(
     Raises:
       UserError: the other run is gone, or is another one by now.
     """
-    if setup.frozen is None:
+    block = setup.config.looks_at
+    if block is None:
         return None
-    block, _, _ = setup.config.looks_at
-    origin = record[block]
-    found = weights_of(block, origin, setup.frozen, setup.mesh)
+    origin, found = record[block], weights_of(block, record, setup.mesh)
     what = "teacher     " if block == "distill" else "reference   "
     say(f"{what}step {origin['step']} of {origin['run']}")
-    return {"params": found.params, "router_state": found.router_state}
+    # A teacher's MTP modules do not run.
+    own = lambda tree: {name: v for name, v in tree.items() if not name.startswith("mtp_")}
+    return {"params": own(found.params), "router_state": own(found.router_state)}
 
 
 def weights_of(
-    block: str, origin: dict[str, Any], model: ModelConfig, mesh: jax.sharding.Mesh
+    block: str, record: dict[str, Any], mesh: jax.sharding.Mesh, model: ModelConfig | None = None
 ) -> TrainState:
     """The state that a run's record names, with the other run's optimizer state.
 
     Args:
       block: that named it.
-      origin: see ``find``.
-      model: the form of its model.
+      record: the run's ``config.json``.
       mesh: where it lies.
+      model: whose form it has; None for the other run's own.
 
     Raises:
       UserError: the other run is gone, or is another one by now.
     """
-    folder, step = pathlib.Path(origin["run"]), origin["step"]
-    before = run_dir.read_record(folder)
+    origin, before = origin_of(block, record)
+    other = run_dir.recorded(before)
+    # The other run's optimizer decides the form of its state, the model that of the rest.
+    optimizer = make_optimizer(other.optim, other.train.steps)
+    _, abstract = make_init(model or other.model, optimizer, mesh)
+    folder = pathlib.Path(origin["run"]) / run_dir.CHECKPOINTS
+    with Checkpointer(folder, other.checkpoint) as checkpoints:
+        return checkpoints.restore(abstract, origin["step"]).state
+
+
+def origin_of(block: str, record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a run's record says of the run that a block names, and that one's own record.
+
+    Raises:
+      UserError: the other run is gone, or is another one by now.
+    """
+    origin = record.get(block)
+    if origin is None:
+        raise UserError(
+            f"{block}.run: the run's record does not say which run it was; begin it anew, in a new "
+            "--workdir"
+        )
+    before = run_dir.read_record(pathlib.Path(origin["run"]))
     if before["fingerprint"] != origin["fingerprint"]:
         raise UserError(
             f"{block}.run = {origin['run']!r}: holds another run than the one that this run began "
             "from; put that one back, or use a new --workdir"
         )
-    other = run_dir.recorded(before)
-    # The other run's optimizer decides the form of its state, the given model that of the rest.
-    _, abstract = make_init(model, make_optimizer(other.optim, other.train.steps), mesh)
-    with Checkpointer(folder / run_dir.CHECKPOINTS, other.checkpoint) as checkpoints:
-        return checkpoints.restore(abstract, step).state
+    return origin, before

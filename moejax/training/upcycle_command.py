@@ -131,6 +131,8 @@ def _wanted(
         "says what the experts are; set moe.num_experts, moe.top_k and moe.d_expert",
     )  # fmt: skip
     base, changed = dense.to_dict(), user.get("model") or {}
+    for block in ("start", "distill"):  # of the dense run, which is done
+        base.pop(block, None)
     # A dense model's default width is another one than an MoE model's, so it is spelled out.
     base["model"]["d_ff"] = dense.model.dense_width
     config = run_config.from_dict(merge(base, user))

@@ -94,5 +94,8 @@ def test_the_policys_update_lowers(replay):
     state = TrainState(
         jnp.zeros((), jnp.int32), params, jax.eval_shape(OPTIMIZER.init, params), router_state
     )
-    text = lowered(step, state, parts_of(rows_of(config, replay), 2))
+    rows = rows_of(config, replay)
+    text = lowered(step, state, parts_of(rows, 2))
+    given = len(jax.tree.leaves((state, rows)))
+    assert text.count("%arg") >= given and (rows.experts is not None) == replay
     assert ("bf16" in text and "top_k" in text) or replay

@@ -140,6 +140,7 @@ def test_a_complete_run_is_left_alone_and_its_model_can_be_read(whole, config, c
         ("model.d_model=32", "model.d_model = 32"),
         ("rl.mystery=1", "rl.mystery = 1"),
         ("guard.action=rewind", "guard"),
+        ("distill={'run': '/no/such/run'}", "distill = "),
     ],
 )
 def test_refused_in_one_line_and_nothing_is_written(config, tmp_path, capsys, setting, told):

@@ -230,6 +230,8 @@ COLD = {"name": "cold", "task": {"names": ("add",)}, "pairs": {"count": 4}}
         ({"pipeline": ({**COLD, "name": "../up"},)}, "pipeline.0.name"),
         ({"pipeline": (COLD,), "seed": -1}, "seed"),
         ({"pipeline": (COLD,), "model": {}}, "model"),
+        ({"pipeline": ({**COLD, "seed": "x"},), "seed": 1}, "pipeline.0 (cold): seed"),
+        ({"pipeline": (COLD, {**COLD, "name": "b", "spend": {"as": "cold"}})}, "pipeline.1.spend"),
         ({"pipeline": (COLD, {**COLD, "name": "b", "spend": {"as": "warm"}})}, "pipeline.1.spend"),
         ({"pipeline": (COLD, {**COLD, "name": "b", "spend": "cold"})}, "pipeline.1.spend"),
         ({"pipeline": (COLD, {**COLD, "name": "b", "spend": {"as": "cold", "less": "b"}})},

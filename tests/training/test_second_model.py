@@ -12,7 +12,9 @@ from runs import assert_same, summary, write_config
 from runs import train as command
 from test_sft_run import kill
 
+from moejax import cli
 from moejax.cost import counts
+from moejax.cost.bill import read
 from moejax.data.pair_files import Pairs, write_pairs
 from moejax.models import Transformer
 from moejax.training import restore, run_config, run_dir
@@ -163,8 +165,9 @@ def test_a_killed_run_resumes_to_the_same_bits(
 
 
 def test_a_teacher_that_changed_is_not_taken(
-    file, distilling, teacher, cache, tmp_path, monkeypatch
+    file, distilling, teacher, cache, tmp_path, monkeypatch, capsys
 ):
+    """One line, exit status 2, and the folder as it was."""
     source = tmp_path / "teacher"
     shutil.copytree(teacher, source)
     config = run_config.load(str(file), [*distilling, f"distill.run={source}"])
@@ -174,8 +177,66 @@ def test_a_teacher_that_changed_is_not_taken(
             train(config, str(tmp_path / "run"), programs=cache)
     record = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**record, "fingerprint": "0" * 64}))
-    with pytest.raises(Exception, match=r"distill.run = .*: holds another run than the one"):
-        train(config, str(tmp_path / "run"), programs=cache)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
+    capsys.readouterr()
+    assert command(file, tmp_path / "run", *distilling, f"distill.run={source}") == 2
+    line = capsys.readouterr().err.strip()
+    assert "distill.run = " in line and "holds another run than the one" in line
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
+
+
+def test_the_fingerprint_is_of_the_teacher_too(distilled):
+    record = run_dir.read_record(distilled)
+    for field, other in (("fingerprint", "0" * 64), ("step", 2)):
+        changed = {**record, "distill": {**record["distill"], field: other}}
+        assert run_dir.fingerprint(changed) != record["fingerprint"]
+
+
+def test_a_plan_beforehand_is_of_both_models(file, distilling, distilled, capsys):
+    config = run_config.load(str(file), distilling)
+    flags = [f"--config.{setting}" for setting in distilling]
+    assert cli.main(["plan", f"--config={file}", *flags, "--format=json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    other, length = run_config.load(str(file), []).model, config.train.seq_len
+    more = counts.count(other, length).flops_per_token.forward
+    own = counts.count(config.model, length).flops_per_token.train
+    assert found["more_flops_per_token"] == pytest.approx(more)
+    assert found["train_flops"] == pytest.approx(found["tokens"] * (own + more))
+    assert found["memory_parts"]["second model"] == 4 * counts.count(other, length).params.total
+    ledger = read(distilled)["plan"]["planned"]
+    assert ledger["model_flops"] / ledger["tokens"] == pytest.approx(own + more)
+
+
+def test_a_dense_student_can_be_upcycled_and_its_teacher_is_forgotten(
+    file, teacher, tmp_path, capsys
+):
+    dense = f"""
+import importlib.util
+spec = importlib.util.spec_from_file_location("tiny_config", {str(file)!r})
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+
+
+def get_config():
+    config = module.get_config()
+    del config["moe"], config["router"]
+    config.model.first_k_dense = 0
+    config.distill = {{"run": {str(teacher)!r}}}
+    config.train.steps = 1
+    return config
+"""
+    path = tmp_path / "dense.py"
+    path.write_text(dense)
+    assert command(path, tmp_path / "dense") == 0
+    flags = ["--config.moe.num_experts=2", "--config.moe.top_k=2", "--config.moe.d_expert=32"]
+    made = tmp_path / "moe"
+    status = cli.main(
+        ["upcycle", f"--workdir={tmp_path / 'dense'}", f"--out={made}", *flags]
+    )  # fmt: skip
+    assert status == 0, capsys.readouterr().err
+    assert "distill" not in run_dir.read_record(made)["config"]
+    found = restore.load(made)[0]
+    assert found.distill is None and found.start.run == ""
 
 
 @pytest.mark.slow
@@ -207,6 +268,7 @@ def test_a_mesh_gives_the_steps_of_one_device(request, file, kind, tmp_path):
         ("preferring", ["model.d_model=32"], "model.d_model = 32: is 16 in the run"),
         ("preferring", ["train.seq_len=30"], "train.seq_len = 30: 104 of 104 pairs are longer"),
         ("preferring", ["preferences.beta=0"], "preferences.beta = 0"),
+        ("distilling", ["model.mtp_depth=1"], "model.mtp_depth = 1: has modules that neither"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(
