@@ -15,6 +15,11 @@ in the whole run.
 
     moejax ablate --config=experiments/ablations/expert_count.py --workdir=runs/expert_count
 
+Found (results/ablations/expert_count): does not agree. At equal FLOPs 4, 16, 32 and 64 experts
+cannot be told from 8 (all within 0.005 bits per byte, 0.007 to either side); the most, 64, ends
+above 16 and 32, which is told apart. No power law over the count fits. In a short run an expert of
+many sees too little.
+
 Hardware: 2 CPU cores, about 20 minutes with --processes=2.
 """
 
