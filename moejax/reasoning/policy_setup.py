@@ -10,8 +10,7 @@ import jax
 import optax
 
 from moejax.config import UserError, check, to_dict
-from moejax.cost import counts, text, utilisation
-from moejax.cost.plan import make_plan
+from moejax.cost import counts, text
 from moejax.cost.plan_text import format_plan
 from moejax.data import tokenizers
 from moejax.data.tokenizers import Tokenizer
@@ -151,18 +150,12 @@ def plan_policy(setup: PolicySetup) -> dict[str, Any]:
     placement = dataclasses.replace(
         prepare.placement_of(run, layout), rows=max(1, part // layout.rows)
     )
-    plan = make_plan(
-        run.model, tokens=once * rl.epochs, seq_len=run.train.seq_len, hardware=billing.hardware,
-        devices=billing.devices, price=billing.price,
-        used=utilisation.given(run.cost.mfu, "config") if run.cost.mfu else None,
-        region=run.cost.region, pue=run.cost.pue, dollars_per_kwh=run.cost.dollars_per_kwh,
-        purchase=run.cost.purchase(billing.hardware), peak_flops=billing.peak_flops,
-        peak_source=billing.peak_source, placement=placement,
+    plan = prepare.plan_of(
+        run, billing, placement, tokens=once * rl.epochs,
         more_flops=setup.forward_flops / rl.epochs if old else 0.0,
         second=run.model if rl.kl_weight else None,
     )  # fmt: skip
-    plan |= {"rollout_tokens": once, "rollout_flops": once * setup.forward_flops}
-    return prepare.with_remedies(plan, run.model, placement)
+    return plan | {"rollout_tokens": once, "rollout_flops": once * setup.forward_flops}
 
 
 def plan_lines(setup: PolicySetup) -> list[str]:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 import optax
@@ -250,24 +251,37 @@ def forward_flops(model: ModelConfig | None, seq_len: int) -> float:
 
 def plan_run(setup: Setup) -> dict:
     """The bill before the run: see ``moejax.cost.plan.make_plan``."""
-    config, billing = setup.config, setup.billing
+    config = setup.config
     placement = placement_of(config, layout_of(config.mesh, setup.mesh.size))
+    tokens = planned_tokens(setup)
+    return plan_of(config, setup.billing, placement, tokens=tokens, second=setup.frozen)
+
+
+def plan_of(config: RunConfig, billing: Billing, placement: Placement, **work: Any) -> dict:
+    """A plan by a run's own rate, peak and mesh, with what to change where it does not fit.
+
+    Args:
+      config: the run.
+      billing: what it is charged by.
+      placement: what one device has of a step.
+      work: what else ``make_plan`` takes: ``tokens``, and a second model or more FLOPs.
+    """
+    cost = config.cost
     found = make_plan(
         config.model,
-        tokens=planned_tokens(setup),
         seq_len=config.train.seq_len,
         hardware=billing.hardware,
         devices=billing.devices,
         price=billing.price,
-        used=utilisation.given(config.cost.mfu, "config") if config.cost.mfu else None,
-        region=config.cost.region,
-        pue=config.cost.pue,
-        dollars_per_kwh=config.cost.dollars_per_kwh,
-        purchase=config.cost.purchase(billing.hardware),
+        used=utilisation.given(cost.mfu, "config") if cost.mfu else None,
+        region=cost.region,
+        pue=cost.pue,
+        dollars_per_kwh=cost.dollars_per_kwh,
+        purchase=cost.purchase(billing.hardware),
         peak_flops=billing.peak_flops,
         peak_source=billing.peak_source,
         placement=placement,
-        second=setup.frozen,
+        **work,
     )
     return with_remedies(found, config.model, placement)
 
