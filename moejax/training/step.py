@@ -114,26 +114,7 @@ def make_train_step(
     one's variables.
     """
     objective = objective or CrossEntropy(model)
-
-    def gradients(state: TrainState, part: Batch, index: Array, before: Tree, batch: Batch,
-                  frozen: Tree):  # fmt: skip
-        parts, targets = batch.tokens.shape[0], objective.divisor(batch)
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), state.step), index)
-        fixed = {"router_state": state.router_state, "router_batch": batch_loads(before)}
-
-        def minimised(params):
-            found = objective({"params": params, **fixed}, part, key, frozen)
-            out = found.out
-            loss = found.objective / targets + out.aux_loss / parts
-            if out.mtp is not None:
-                counted = counted_targets(batch.segment_ids, model.mtp_depth, batch.weights)
-                ahead = out.mtp.replace(targets=counted).loss
-                loss += mtp_weight(state.step) * ahead
-            return loss, found
-
-        grads, found = jax.grad(minimised, has_aux=True)(state.params)
-        out, told = found.out, jax.tree.map(lambda total: total / targets, found.told)
-        return grads, (out.nll / targets, out.aux_loss / parts, out.router_stats, out.mtp, told)
+    gradients = _gradients(model, objective, seed, mtp_weight)
 
     def step(
         state: TrainState, batch: Batch, frozen: Tree = None
@@ -158,6 +139,35 @@ def make_train_step(
         )  # fmt: skip
 
     return step
+
+
+def _gradients(
+    model: ModelConfig, objective: Objective, seed: int | UInt32[Array, ""],
+    mtp_weight: optax.Schedule,
+) -> Callable[..., tuple[Tree, Tree]]:  # fmt: skip
+    """The function of one micro-batch's gradients, and of what it measured."""
+
+    def gradients(state: TrainState, part: Batch, index: Array, before: Tree, batch: Batch,
+                  frozen: Tree):  # fmt: skip
+        parts, targets = batch.tokens.shape[0], objective.divisor(batch)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), state.step), index)
+        fixed = {"router_state": state.router_state, "router_batch": batch_loads(before)}
+
+        def minimised(params):
+            found = objective({"params": params, **fixed}, part, key, frozen)
+            out = found.out
+            loss = found.objective / targets + out.aux_loss / parts
+            if out.mtp is not None:
+                counted = counted_targets(batch.segment_ids, model.mtp_depth, batch.weights)
+                ahead = out.mtp.replace(targets=counted).loss
+                loss += mtp_weight(state.step) * ahead
+            return loss, found
+
+        grads, found = jax.grad(minimised, has_aux=True)(state.params)
+        out, told = found.out, jax.tree.map(lambda total: total / targets, found.told)
+        return grads, (out.nll / targets, out.aux_loss / parts, out.router_stats, out.mtp, told)
+
+    return gradients
 
 
 def make_shared_step(
