@@ -56,6 +56,12 @@ def write_config(folder: pathlib.Path) -> pathlib.Path:
     return path
 
 
+def letters(prompts_each: int) -> tuple[list[str], list[str]]:
+    """Questions and answers: a letter, asked for by its number."""
+    prompts = [f"letter {i} of {n}:" for i in range(26) for n in range(prompts_each)]
+    return prompts, [chr(ord("a") + int(prompt.split()[1])) * 3 for prompt in prompts]
+
+
 def train(config: pathlib.Path, workdir: pathlib.Path, *settings: str) -> int:
     """``moejax train`` in this process; returns its exit status."""
     flags = [f"--config.{setting}" for setting in settings]

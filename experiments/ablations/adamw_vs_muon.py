@@ -19,7 +19,7 @@ times fewer training FLOPs (1.23 to 1.39) over budgets of 75 to 600 steps, where
 at the largest it ends 0.080 bits per byte lower (0.066 to 0.094). In seconds of these cores 1.18
 times (0.96 to 1.45).
 
-Hardware: 2 CPU cores, about 18 minutes with --processes=2.
+Hardware: 2 CPU cores, about 15 minutes with --processes=2.
 """
 
 from typing import Any

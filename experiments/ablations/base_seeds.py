@@ -12,7 +12,7 @@ The second variant, half as wide and two layers deep, is here because an ablatio
 What it can show: whether errors of this size of run are as the statistics take them.
 What it cannot: errors of runs that diverge now and then.
 
-Hardware: 2 CPU cores, about 10 minutes with --processes=2.
+Hardware: 2 CPU cores, about 12 minutes with --processes=2.
 """
 
 from typing import Any

@@ -22,7 +22,7 @@ experts end 0.005 and 0.006 bits per byte below coarse ones, which five seeds ca
 0.010; -0.005 to 0.016); eight times finer ends 0.009 above (0.003 to 0.014), sixteen times 0.023
 (0.018 to 0.029). No power law over G fits.
 
-Hardware: 2 CPU cores, about 20 minutes with --processes=2.
+Hardware: 2 CPU cores, about 16 minutes with --processes=2.
 """
 
 from typing import Any

@@ -20,7 +20,7 @@ below full attention (0.002 to 0.016), told apart, and MLA 0.038 above (0.031 to
 key/value heads leave FLOPs for 7 and 10 % more steps, which count at 0.6M tokens; a latent of 16
 channels is small for four heads of 16.
 
-Hardware: 2 CPU cores, about 16 minutes with --processes=2.
+Hardware: 2 CPU cores, about 12 minutes with --processes=2.
 """
 
 from typing import Any

@@ -20,7 +20,7 @@ lacks, so that ``more`` is a bound rather than a rival.
 
     moejax train --config=experiments/r1/controls.py --workdir=runs/r1_controls --config.seed=0
 
-Hardware: 2 CPU cores, about 20 minutes.
+Hardware: 2 CPU cores; not yet run as a whole, so neither timed nor recorded.
 """
 
 import ml_collections

@@ -17,7 +17,7 @@ What it cannot: transfer to other tasks, and what costs of a stage come to at sc
 
     moejax train --config=experiments/r1/pipeline.py --workdir=runs/r1 --config.seed=0
 
-Hardware: 2 CPU cores, under an hour.
+Hardware: 2 CPU cores; not yet run as a whole, so neither timed nor recorded.
 """
 
 import ml_collections

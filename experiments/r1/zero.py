@@ -13,7 +13,7 @@ reasoning, which one-digit sums do not need, and a longer answer where it helps.
 
     moejax train --config=experiments/r1/zero.py --workdir=runs/r1_zero --config.seed=0
 
-Hardware: 2 CPU cores, about 10 minutes.
+Hardware: 2 CPU cores; not yet run as a whole, so neither timed nor recorded.
 """
 
 import ml_collections

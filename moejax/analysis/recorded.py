@@ -73,7 +73,7 @@ def plot_verdicts(found: Mapping[str, Any] | None) -> Figure | None:
     told = {name: entry["difference"] for name, entry in found["variants"].items()}
     told = {name: one for name, one in told.items() if one and one["mean"] is not None}
     names = sorted(told, key=lambda name: told[name]["mean"])
-    figure, (left, right) = panel(10.0, 1.4 + 0.26 * len(names), columns=2)
+    figure, (left, right) = panel(10.0, 1.4 + min(0.26 * len(names), 6.0), columns=2)
     for place, name in enumerate(names):
         one = told[name]
         low, high = one["interval"] or (one["mean"], one["mean"])

@@ -20,34 +20,17 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
-import psutil
-
 from moejax.cost import bill, energy, late_charges, plan_against, starting
 from moejax.cost.meter import EnergyMeter
 from moejax.cost.prices import Price, Purchase
-from moejax.cost.segments import PHASES, STATUSES, VERSION, identify_process
+from moejax.cost.segments import PHASES, STATUSES, VERSION, identify_process, process_age
 
-__all__ = ["PHASES", "STATUSES", "Ledger", "process_age"]
+__all__ = ["PHASES", "STATUSES", "Ledger"]
 
 FLUSH_SECONDS = 0.8  # leaves a margin below the promised second
 
 _log = logging.getLogger(__name__)
 _startup_charged = False
-
-
-def process_age() -> float:
-    """Seconds since this process began.
-
-    On Linux from the kernel's own clock, which no change of the wall clock moves; psutil's start
-    time, elsewhere, is exact to about a second.
-    """
-    try:
-        with open("/proc/self/stat") as file:
-            started = int(file.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
-        age = time.clock_gettime(time.CLOCK_BOOTTIME) - started
-    except (OSError, AttributeError, IndexError, ValueError):
-        age = time.time() - psutil.Process().create_time()
-    return max(age, 0.0)
 
 
 class Ledger:

@@ -68,12 +68,8 @@ def make_plan(
     used = used or utilisation.assumed(hardware, model_config, seq_len)
     placement = placement or Placement()
     counted = counts.count(model_config, seq_len)
-    parts = memory_parts(model_config, hardware=hardware, seq_len=seq_len, placement=placement)
     if second is not None:
-        of_second = memory_parts(second, hardware=hardware, seq_len=seq_len, placement=placement)
-        parts["second model"] = of_second["weights"]
         more_flops += counts.count(second, seq_len).flops_per_token.forward
-    memory, usable = sum(parts.values()), usable_bytes(hardware)
     bill = price_flops(
         tokens * (counted.flops_per_token.train + more_flops), hardware=hardware, devices=devices,
         price=price, used=used, region=region, peak_flops=peak_flops, peak_source=peak_source,
@@ -93,14 +89,29 @@ def make_plan(
     found["flops_per_token"] |= flops.per_token(model_config, seq_len)
     return found | {"tokens": tokens, "more_flops_per_token": more_flops} | bill | {
         "layout": dataclasses.asdict(layout),
+        **_memory(model_config, second, hardware, seq_len, placement),
+        "exchange": sent,
+        "key_gather": keys,
+    }  # fmt: skip
+
+
+def _memory(
+    model: ModelConfig, second: ModelConfig | None, hardware: str, seq_len: int,
+    placement: Placement,
+) -> dict[str, Any]:  # fmt: skip
+    """What a device holds, of a second model its weights alone, and whether it fits."""
+    parts = memory_parts(model, hardware=hardware, seq_len=seq_len, placement=placement)
+    if second is not None:
+        of_second = memory_parts(second, hardware=hardware, seq_len=seq_len, placement=placement)
+        parts["second model"] = of_second["weights"]
+    memory, usable = sum(parts.values()), usable_bytes(hardware)
+    return {
         "memory_bytes_per_device": memory,
         "memory_parts": parts,
         "memory_usable_bytes": usable,
         "memory_source": energy.SOURCE,
         "memory_fits": None if usable is None else memory <= usable,
-        "exchange": sent,
-        "key_gather": keys,
-    }  # fmt: skip
+    }
 
 
 def price_flops(

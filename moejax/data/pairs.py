@@ -9,7 +9,7 @@ completion are tokenised apart, as a sampler meets them.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt64
@@ -34,7 +34,8 @@ class PairRows(Rows):
     """Rows of whole pairs; ``weights`` (S,) float32 stands beside what rows of text have.
 
     Attributes:
-      counted: targets that weigh more than 0: those of completions, stop tokens included.
+      counted: targets that weigh more than 0, by which held-out text is judged: those of
+        completions, stop tokens included.
     """
 
     weighted = True
@@ -57,7 +58,7 @@ class PairRows(Rows):
         self._starts = np.cumsum(store.lengths) - store.lengths
         self._prompt_lengths, self._weights = prompt_lengths, weights
         super().__init__(store, seq_len)
-        self.counted = int((store.lengths - prompt_lengths).sum())
+        self.counted = int(((store.lengths - prompt_lengths) * (weights > 0)).sum())
 
     def _make_plan(self) -> Plan:
         return plan_of(self._starts, self.store.lengths.astype(np.int32), self.seq_len)
@@ -82,11 +83,12 @@ class PairRows(Rows):
         return row
 
     def target_counts(self, vocab_size: int) -> Int64[np.ndarray, " V"]:
-        """How often each id is a target that counts."""
+        """How often each id is a target that weighs more than 0."""
         lengths = self.store.lengths
         in_pair = np.arange(lengths.sum()) - np.repeat(self._starts, lengths)
-        counted = self.store.flat[1:][in_pair >= np.repeat(self._prompt_lengths, lengths)]
-        return np.bincount(counted, minlength=vocab_size)
+        counted = in_pair >= np.repeat(self._prompt_lengths, lengths)
+        counted &= np.repeat(self._weights > 0, lengths)
+        return np.bincount(self.store.flat[1:][counted], minlength=vocab_size)
 
 
 def encode_pairs(pairs: Pairs, tokenizer: Tokenizer) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -180,10 +182,11 @@ def pairs_dataset(
     kept = chosen(pairs, numbers)
     out = hold_out(kept, validation_fraction, max_validation_bytes)
     parts = {"train": numbers[~out], "validation": numbers[out]}
-    rows = {
-        name: _rows(pairs, prompts, completions, own, tokenizer, seq_len)
-        for name, own in parts.items()
-    }
+    rows = {}
+    for name, own in parts.items():
+        store, prompt_lengths = store_of(((prompts[i], completions[i]) for i in own), tokenizer)
+        weights = np.array([pairs.weight(i) for i in own], np.float32)
+        rows[name] = PairRows(store, seq_len, prompt_lengths, weights)
     return dataset_of(pairs, parts, rows, tokenizer, fingerprint(pairs, parts))
 
 
@@ -276,27 +279,19 @@ def chosen(pairs: Pairs, numbers: Int64[np.ndarray, " n"]) -> Pairs:
     )  # fmt: skip
 
 
-def _rows(
-    pairs: Pairs,
-    prompts: list[np.ndarray],
-    completions: list[np.ndarray],
-    numbers: Int64[np.ndarray, " n"],
-    tokenizer: Tokenizer,
-    seq_len: int,
-) -> PairRows:
-    """Some of the pairs, packed."""
+def store_of(
+    documents: Iterable[tuple[np.ndarray, np.ndarray]], tokenizer: Tokenizer
+) -> tuple[MemoryStore, Int64[np.ndarray, " n"]]:
+    """Ids of prompts with their completions as a store, and how many of each are the prompt's."""
     dtype = token_dtype(tokenizer.vocab_size)
     separator = np.array([tokenizer.separator], dtype)
-    flat = [separator]
-    for i in numbers:
-        flat += [prompts[i].astype(dtype), completions[i].astype(dtype), separator]
-    lengths = np.array([len(prompts[i]) + len(completions[i]) + 1 for i in numbers], np.int64)
-    return PairRows(
-        MemoryStore(np.concatenate(flat), lengths),
-        seq_len,
-        np.array([len(prompts[i]) for i in numbers], np.int64),
-        np.array([pairs.weight(i) for i in numbers], np.float32),
-    )
+    flat, lengths, prompt_lengths = [separator], [], []
+    for prompt, completion in documents:
+        flat += [prompt.astype(dtype), completion.astype(dtype), separator]
+        lengths.append(len(prompt) + len(completion) + 1)
+        prompt_lengths.append(len(prompt))
+    store = MemoryStore(np.concatenate(flat), np.array(lengths, np.int64))
+    return store, np.array(prompt_lengths, np.int64)
 
 
 def fingerprint(pairs: Pairs, parts: dict[str, Int64[np.ndarray, " n"]]) -> str:

@@ -8,7 +8,6 @@ the rejected one, 0 elsewhere.
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Int64
 
 from moejax.data.data_config import DataConfig
 from moejax.data.dataset import TextDataset
@@ -23,9 +22,9 @@ from moejax.data.pairs import (
     fingerprint,
     fit,
     hold_out,
+    store_of,
     tokenizer_for,
 )
-from moejax.data.store import MemoryStore, token_dtype
 from moejax.data.tokenizers import Tokenizer
 
 
@@ -35,24 +34,10 @@ class PreferenceRows(PairRows):
     What is counted is of the responses that are preferred: a held-out loss is theirs.
     """
 
-    def __init__(self, store: MemoryStore, seq_len: int, prompt_lengths: Int64[np.ndarray, " n"]):
-        """Plans the rows; see ``PairRows``."""
-        signs = np.where(np.arange(len(store.lengths)) % 2, -1, 1).astype(np.float32)
-        super().__init__(store, seq_len, prompt_lengths, signs)
-        self.counted = int((store.lengths - prompt_lengths)[::2].sum())
-
     def _make_plan(self) -> Plan:
         count = len(self.store.lengths) // 2
         sizes = self.store.lengths.astype(np.int32)
         return Plan(self._starts, sizes, 2 * np.arange(count + 1, dtype=np.int64))
-
-    def target_counts(self, vocab_size: int) -> Int64[np.ndarray, " V"]:
-        """How often each id is a target of a preferred response."""
-        lengths = self.store.lengths
-        document = np.repeat(np.arange(len(lengths)), lengths)
-        inside = np.arange(lengths.sum()) - np.repeat(self._starts, lengths)
-        counted = (inside >= self._prompt_lengths[document]) & (document % 2 == 0)
-        return np.bincount(self.store.flat[1:][counted], minlength=vocab_size)
 
 
 def open_preferences(
@@ -82,25 +67,11 @@ def open_preferences(
         chosen(preferred, numbers), config.validation_fraction, config.max_validation_bytes
     )
     parts = {"train": numbers[~out], "validation": numbers[out]}
-    rows = {name: _rows(encoded, own, tokenizer, seq_len) for name, own in parts.items()}
+    rows = {}
+    for name, own in parts.items():
+        sides = ((prompts[i], said[i]) for i in own for prompts, said in encoded)
+        store, prompt_lengths = store_of(sides, tokenizer)
+        signs = np.tile(np.array([1, -1], np.float32), len(own))
+        rows[name] = PreferenceRows(store, seq_len, prompt_lengths, signs)
     found = fingerprint(preferred, parts) + fingerprint(others, parts)
     return dataset_of(preferred, parts, rows, tokenizer, found)
-
-
-def _rows(
-    encoded: list[tuple[list[np.ndarray], list[np.ndarray]]],
-    numbers: Int64[np.ndarray, " n"],
-    tokenizer: Tokenizer,
-    seq_len: int,
-) -> PreferenceRows:
-    """Some of the preferences."""
-    dtype = token_dtype(tokenizer.vocab_size)
-    separator = np.array([tokenizer.separator], dtype)
-    flat, lengths, prompt_lengths = [separator], [], []
-    for i in numbers:
-        for prompts, completions in encoded:
-            flat += [prompts[i].astype(dtype), completions[i].astype(dtype), separator]
-            lengths.append(len(prompts[i]) + len(completions[i]) + 1)
-            prompt_lengths.append(len(prompts[i]))
-    store = MemoryStore(np.concatenate(flat), np.array(lengths, np.int64))
-    return PreferenceRows(store, seq_len, np.array(prompt_lengths, np.int64))

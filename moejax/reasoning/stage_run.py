@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 
-from moejax.cost.ledger import Ledger, process_age
+from moejax.cost.ledger import Ledger
+from moejax.cost.segments import process_age
 from moejax.training import run_dir, several
 from moejax.training.failures import Interrupted
 from moejax.training.prepare import Billing

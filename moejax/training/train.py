@@ -10,8 +10,9 @@ from typing import Any
 import jax
 
 from moejax.config import UserError
-from moejax.cost.ledger import Ledger, process_age
+from moejax.cost.ledger import Ledger
 from moejax.cost.meter import open_meter
+from moejax.cost.segments import process_age
 from moejax.parallel import heartbeat, together
 from moejax.training import charge_exchange, prepare, run_dir, several
 from moejax.training.failures import Interrupted, InterruptedAtOnce, RunFailed

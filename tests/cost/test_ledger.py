@@ -12,9 +12,10 @@ from moejax.config import ConfigError, UserError
 from moejax.cost import ledger
 from moejax.cost.bill import read
 from moejax.cost.counters import Unreadable
-from moejax.cost.ledger import PHASES, Ledger, process_age
+from moejax.cost.ledger import PHASES, Ledger
 from moejax.cost.meter import EnergyMeter
 from moejax.cost.prices import Price
+from moejax.cost.segments import process_age
 
 PRICE = Price(36.0, "user", "a test", "2025-01-01")  # a cent a device-second
 

@@ -94,8 +94,7 @@ def test_the_policys_update_lowers(replay):
     state = TrainState(
         jnp.zeros((), jnp.int32), params, jax.eval_shape(OPTIMIZER.init, params), router_state
     )
-    rows = rows_of(config, replay)
-    text = lowered(step, state, parts_of(rows, 2))
-    given = len(jax.tree.leaves((state, rows)))
-    assert text.count("%arg") >= given and (rows.experts is not None) == replay
-    assert ("bf16" in text and "top_k" in text) or replay
+    text = lowered(step, state, parts_of(rows_of(config, replay), 2))
+    assert kernels(text) > 0 and "bf16" in text
+    # Replayed choices are given, and no scores are sorted for them.
+    assert ("top_k" in text) != replay

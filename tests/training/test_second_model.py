@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import assert_same, summary, write_config
-from runs import train as command
 from test_sft_run import kill
 
 from moejax import cli
@@ -21,6 +19,8 @@ from moejax.training import restore, run_config, run_dir
 from moejax.training.metrics import read_metrics
 from moejax.training.programs import ProgramCache
 from moejax.training.train import train
+from runs import assert_same, letters, summary, write_config
+from runs import train as command
 
 STEPS = 8
 
@@ -34,8 +34,7 @@ def cache():
 def file(tmp_path_factory):
     """A config file of pre-training, with pairs and preferences beside it."""
     file = write_config(tmp_path_factory.mktemp("config"))
-    prompts = [f"letter {i} of {n}:" for i in range(26) for n in range(4)]
-    answers = [chr(ord("a") + int(prompt.split()[1])) * 3 for prompt in prompts]
+    prompts, answers = letters(4)
     write_pairs(file.parent / "pairs.jsonl", Pairs(prompts, answers))
     lines = [
         json.dumps({"prompt": prompt, "chosen": answer, "rejected": answer.upper()[:2]})

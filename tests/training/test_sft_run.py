@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import assert_same, parameters, summary, write_config
-from runs import train as command
 
 from moejax.config import ConfigError
 from moejax.cost.bill import read
@@ -24,6 +22,8 @@ from moejax.training.metrics import read_metrics
 from moejax.training.programs import ProgramCache
 from moejax.training.train import train
 from moejax.training.train import train as train_on
+from runs import assert_same, letters, parameters, summary, write_config
+from runs import train as command
 
 STEPS = 24
 
@@ -37,9 +37,7 @@ def cache():
 def file(tmp_path_factory):
     """A config file of pre-training, and pairs beside it: a letter, asked for by its number."""
     file = write_config(tmp_path_factory.mktemp("config"))
-    prompts = [f"letter {i} of {n}:" for i in range(26) for n in range(8)]
-    answers = [chr(ord("a") + int(prompt.split()[1])) * 3 for prompt in prompts]
-    write_pairs(file.parent / "pairs.jsonl", Pairs(prompts, answers))
+    write_pairs(file.parent / "pairs.jsonl", Pairs(*letters(8)))
     return file
 
 
