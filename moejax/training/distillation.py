@@ -25,22 +25,22 @@ class DistillConfig:
     the targets that count, by their weights.
 
     Attributes:
-      run: folder of the teacher's run; of the same vocabulary and tokenizer, of any size.
-      step: of its checkpoint; 0 takes the one of the lowest validation loss, or the newest where
-        none was validated.
       divergence: ``forward``, KL(teacher || student), which covers all that the teacher says
         (Hinton et al. 2015, arXiv 1503.02531), or ``reverse``, KL(student || teacher), which keeps
         to what the teacher holds likely (MiniLLM, arXiv 2306.08543, eq. 1).
       temperature: both models' logits are divided by it, and the divergence is multiplied by its
         square, so that gradients keep their size (arXiv 1503.02531, section 2).
       hard: share of the cross-entropy with the text itself.
+      run: folder of the teacher's run; of the same vocabulary and tokenizer, of any size.
+      step: of its checkpoint; 0 takes the one of the lowest validation loss, or the newest where
+        none was validated.
     """
 
-    run: str = ""
-    step: int = 0
     divergence: Literal["forward", "reverse"] = "forward"
     temperature: float = 1.0
     hard: float = 0.0
+    run: str = ""
+    step: int = 0
 
     def __post_init__(self) -> None:
         check_positive("distill", self, "temperature")

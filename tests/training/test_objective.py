@@ -54,9 +54,9 @@ def close(got, wanted, tolerance=1e-5):
 @pytest.mark.parametrize(
     "config",
     [
-        DistillConfig("x"),
+        DistillConfig(run="x"),
         pytest.param(
-            DistillConfig("x", divergence="reverse", temperature=2.0, hard=0.25),
+            DistillConfig(run="x", divergence="reverse", temperature=2.0, hard=0.25),
             marks=pytest.mark.slow,
         ),
     ],
@@ -100,7 +100,7 @@ def test_distillation_is_the_divergence_of_whole_logits(config):
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn():
     frozen = tiny.variables(TEACHER, 5)
-    objective = Distillation(DistillConfig("x"), TEACHER, TEACHER)
+    objective = Distillation(DistillConfig(run="x"), TEACHER, TEACHER)
     got, metrics, _ = stepped(TEACHER, objective, tiny.batch(1), frozen, seed=5)
     assert float(metrics.told["distill/divergence"]) < 1e-6
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(got)) < 1e-5

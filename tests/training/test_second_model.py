@@ -273,8 +273,9 @@ def test_a_mesh_gives_the_steps_of_one_device(request, file, kind, tmp_path):
 def test_bad_input_is_one_line_and_nothing_is_written(
     request, file, tmp_path, capsys, kind, settings, message
 ):
-    workdir = tmp_path / "run"
-    assert command(file, workdir, *request.getfixturevalue(kind), *settings) == 2
+    workdir, given = tmp_path / "run", request.getfixturevalue(kind)
+    capsys.readouterr()  # of the runs that the settings name
+    assert command(file, workdir, *given, *settings) == 2
     line = capsys.readouterr().err.strip()
     assert message in line and "\n" not in line and not workdir.exists(), line
 
