@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from runs import assert_same, letters, summary, write_config
+from runs import train as command
 from test_sft_run import kill
 
 from moejax import cli
@@ -19,8 +21,6 @@ from moejax.training import restore, run_config, run_dir
 from moejax.training.metrics import read_metrics
 from moejax.training.programs import ProgramCache
 from moejax.training.train import train
-from runs import assert_same, letters, summary, write_config
-from runs import train as command
 
 STEPS = 8
 

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from runs import assert_same, letters, parameters, summary, write_config
+from runs import train as command
 
 from moejax.config import ConfigError
 from moejax.cost.bill import read
@@ -22,8 +24,6 @@ from moejax.training.metrics import read_metrics
 from moejax.training.programs import ProgramCache
 from moejax.training.train import train
 from moejax.training.train import train as train_on
-from runs import assert_same, letters, parameters, summary, write_config
-from runs import train as command
 
 STEPS = 24
 
