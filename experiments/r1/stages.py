@@ -99,12 +99,18 @@ def distil(
 
 def prefer(
     name: str, architecture: Blocks, start: str, data: str, steps: int, seed: int,
-    rate: float = 5e-5, beta: float = 0.1,
+    rate: float = 5e-5, beta: float = 0.1, chosen_weight: float = 1.0,
 ) -> Blocks:  # fmt: skip
-    """Direct preference optimization, on a rejection stage's ``preferences.jsonl``."""
+    """Direct preference optimization, on a rejection stage's ``preferences.jsonl``.
+
+    Without the cross-entropy of the right answers these become unlikely too, and few are given.
+    """
     blocks = sft(name, architecture, start, data, steps, seed, rate, "preferences")
-    data_block = {**DATA, "source": "preferences", "path": f"{data}/preferences.jsonl"}
-    return {**blocks, "data": data_block, "preferences": {"beta": beta}}
+    return {
+        **blocks,
+        "data": {**DATA, "source": "preferences", "path": f"{data}/preferences.jsonl"},
+        "preferences": {"beta": beta, "chosen_weight": chosen_weight},
+    }
 
 
 def reinforce(

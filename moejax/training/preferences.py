@@ -17,6 +17,8 @@ class PreferenceConfig:
 
     The defaults are DPO (arXiv 2305.18290). SimPO (arXiv 2405.14734, eq. 6) is ``reference_free``
     and ``length_normalized``, with a ``beta`` of 2 to 2.5 and a ``margin`` of about half of it.
+    DPO widens the difference even where both responses become unlikely; ``chosen_weight`` holds the
+    preferred one (arXiv 2404.19733, eq. 1 has 1).
 
     Attributes:
       beta: strength of the pull to the reference; what log-ratios are multiplied by.
@@ -25,6 +27,7 @@ class PreferenceConfig:
       reference_free: leave the reference out.
       length_normalized: a response's score is the mean over its tokens, not the sum.
       margin: what the preferred response's reward has to exceed the other's by.
+      chosen_weight: of the preferred response's cross-entropy, its mean over tokens.
     """
 
     beta: float = 0.1
@@ -32,10 +35,11 @@ class PreferenceConfig:
     reference_free: bool = False
     length_normalized: bool = False
     margin: float = 0.0
+    chosen_weight: float = 0.0
 
     def __post_init__(self) -> None:
         check_positive("preferences", self, "beta")
-        check_not_negative("preferences", self, "label_smoothing", "margin")
+        check_not_negative("preferences", self, "label_smoothing", "margin", "chosen_weight")
         check(
             self.label_smoothing < 0.5, "preferences.label_smoothing", self.label_smoothing,
             "must be below 0.5: from there on, labels say nothing or the opposite",
@@ -66,7 +70,8 @@ def preference_loss(
 
     It is -log sigmoid(z), z = beta (log-ratio of the chosen response to the reference less that of
     the rejected one) - margin, and with label smoothing e: -(1 - e) log sigmoid(z) -
-    e log sigmoid(-z). Row b of all arrays is one pair.
+    e log sigmoid(-z); to which ``chosen_weight`` adds the mean cross-entropy of the chosen
+    response's tokens. Row b of all arrays is one pair.
 
     Args:
       config: the options.
@@ -96,6 +101,8 @@ def preference_loss(
     chosen, rejected = config.beta * chosen, config.beta * rejected
     z, smoothing = chosen - rejected - config.margin, config.label_smoothing
     losses = -(1 - smoothing) * jax.nn.log_sigmoid(z) - smoothing * jax.nn.log_sigmoid(-z)
+    if config.chosen_weight:
+        losses -= config.chosen_weight * response_log_probs(chosen_logp, chosen_mask, mean=True)
     loss = jnp.mean(losses)
     metrics = {
         "loss": loss,

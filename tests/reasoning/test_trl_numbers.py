@@ -29,6 +29,7 @@ PREFERENCES = {
     "dpo": PreferenceConfig(beta=0.4),
     "normalized": PreferenceConfig(beta=0.4, length_normalized=True),
     "smoothed": PreferenceConfig(beta=0.4, label_smoothing=0.1),
+    "held": PreferenceConfig(beta=0.4, chosen_weight=0.7),
 }
 
 

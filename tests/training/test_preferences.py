@@ -37,6 +37,8 @@ def log_sigmoid(z):
             PreferenceConfig(beta=2.0, reference_free=True, length_normalized=True, margin=0.5),
             -log_sigmoid(2 * (-1.5 + 1) - 0.5),
         ),
+        # The preferred response's two tokens cost 1.5 nats each.
+        (PreferenceConfig(chosen_weight=0.5), -log_sigmoid(0.12) + 0.5 * 1.5),
     ],
 )
 def test_by_hand(config, wanted):
@@ -63,6 +65,20 @@ def test_the_gradient_is_the_paper_s():
     np.testing.assert_allclose(to_rejected, [[slope] * 3], rtol=1e-5)
 
 
+def test_a_weight_holds_the_preferred_response_only():
+    """Its two tokens get half a unit each, times the weight; the other response's get nothing."""
+    slopes = []
+    for weight in (0.0, 3.0):
+        config = PreferenceConfig(chosen_weight=weight)
+        loss = lambda *both, config=config: preference_loss(
+            config, *both, *MASKS, CHOSEN_REFERENCE, REJECTED_REFERENCE
+        )[0]
+        slopes.append(jax.grad(loss, (0, 1))(CHOSEN, REJECTED))
+    (plain, other), (held, same) = slopes
+    np.testing.assert_allclose(held - plain, [[-1.5, -1.5, 0]], rtol=1e-5)
+    np.testing.assert_array_equal(other, same)
+
+
 def test_metrics_by_hand():
     both = lambda first, second: np.concatenate([first, second])
     # A second pair is the first the other way round.
@@ -86,7 +102,8 @@ def test_a_missing_reference_is_refused():
 
 
 @pytest.mark.parametrize(
-    "field, value", [("beta", 0.0), ("label_smoothing", 0.5), ("margin", -1.0)]
+    "field, value",
+    [("beta", 0.0), ("label_smoothing", 0.5), ("margin", -1.0), ("chosen_weight", -0.1)],
 )
 def test_refused_values(field, value):
     with pytest.raises(ConfigError) as error:
