@@ -11,7 +11,8 @@ four ways go on, each until it cost what the first one did:
 - ``more``: supervised training continued, on the same worked sums, which have a gold solution each;
 - ``own``: rejection sampling, that is supervised training on the start's own right answers, the
   sampling paid out of the same sum;
-- ``dpo``: direct preference optimization on these answers, each beside a wrong one.
+- ``dpo``: direct preference optimization on these answers, each beside a wrong one, with the right
+  one's cross-entropy added, at the rate of ``rl``.
 
 Each is asked the same held-out problems, which no seed brings into training. What it can show:
 which way of spending raises pass@1 most, with its interval over problems; run it with
@@ -38,7 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
     brief = {"problems": 16, "samples": 1}
     more = stages.sft("more", moe, "@cold_start", "@cold_pairs", 1, 0)
     own = stages.sft("own", moe, "@cold_start", "@answers", 1, 0)
-    dpo = stages.prefer("dpo", moe, "@cold_start", "@answers", 1, 0)
+    dpo = stages.prefer("dpo", moe, "@cold_start", "@answers", 1, 0, rate=2e-4)
     asked = lambda name: stages.evaluate(f"{name}_asked", f"@{name}", TASK, HELD_OUT)
     return ml_collections.ConfigDict({
         "pipeline": (

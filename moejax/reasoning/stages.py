@@ -15,6 +15,7 @@ from moejax.cost.bill_text import format_ledger
 from moejax.reasoning import pairs_config, policy_config, policy_train, short_stages
 from moejax.training import report, run_config, run_dir
 from moejax.training.manifest import write_whole
+from moejax.training.prepare import with_dtype
 from moejax.training.train import train
 from moejax.training.train_command import Stage
 
@@ -221,7 +222,7 @@ def _spent(folder: pathlib.Path, config: Any) -> dict[str, Any] | None:
         recorded = run_dir.read_record(folder)["config"]
     except (OSError, ValueError, UserError):
         return None
-    same = not run_config.differences(recorded, config.to_dict())
+    same = not run_config.differences(recorded, with_dtype(config).to_dict())
     return summary if same and summary.get("status") == "budget" else None
 
 

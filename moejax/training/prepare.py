@@ -105,8 +105,7 @@ def prepare(config: RunConfig) -> Setup:
     choice = choose_back_ends(config.model, mesh)
     with jax.set_mesh(mesh):
         products = grouped_products(config.model, choice, part, train.seq_len)
-    dtype = compute_dtype(config.model.dtype).name
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
+    config = with_dtype(config)
     frozen = second_model(config)
     if frozen is not None:
         _check_second(config, frozen, mesh)
@@ -129,6 +128,12 @@ def prepare(config: RunConfig) -> Setup:
     schedule = learning_rate(config.optim, train.steps)
     optimizer = make_optimizer(config.optim, train.steps)
     return Setup(config, mesh, choice, products, dataset, optimizer, schedule, billing, frozen)
+
+
+def with_dtype(config: RunConfig) -> RunConfig:
+    """The config as it is recorded: with the type that its model computes in here, not ``auto``."""
+    dtype = compute_dtype(config.model.dtype).name
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
 
 
 def second_model(config: RunConfig) -> ModelConfig | None:
