@@ -117,6 +117,7 @@ def reinforce(
     name: str, architecture: Blocks, start: str, task: Blocks, steps: int, seed: int,
     rate: float = 1e-4, evaluation: Blocks | None = None, rl: Blocks | None = None,
     questions: int = 32, max_tokens: int = 96, prompt: Blocks | None = None,
+    prompt_tokens: int = 32,
 ) -> Blocks:  # fmt: skip
     """Group-relative policy optimization on right answers, from the model of ``start``.
 
@@ -129,8 +130,8 @@ def reinforce(
         "start": {"run": start}, "task": task, "prompt": prompt or PROMPT,
         "sampling": {"max_tokens": max_tokens}, "rl": settings,
         "evaluation": {"problems": 200, "samples": 4, **(evaluation or {})},
-        "train": {"steps": steps, "batch_size": 8 * questions, "seq_len": max_tokens + 32,
-                  "log_every": 5},
+        "train": {"steps": steps, "batch_size": 8 * questions, "log_every": 5,
+                  "seq_len": prompt_tokens + max_tokens},
         "optim": {**held(adamw(rate, 5)), "weight_decay": 0.0},
         "cost": {"final": True},
     }  # fmt: skip
