@@ -108,6 +108,8 @@ def prefer(
     blocks = sft(name, architecture, start, data, steps, seed, rate, "preferences")
     return {
         **blocks,
+        # A row holds the question twice, with both answers.
+        "train": {**blocks["train"], "seq_len": 288},
         "data": {**DATA, "source": "preferences", "path": f"{data}/preferences.jsonl"},
         "preferences": {"beta": beta, "chosen_weight": chosen_weight},
     }

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moejax.reasoning.advantages import group_advantages
 from moejax.reasoning.losses import policy_loss
 from moejax.reasoning.rl_config import RLConfig
 from moejax.training.distillation import DistillConfig, distillation_loss
@@ -40,6 +41,16 @@ def near(got, wanted):
 def test_every_case_is_compared():
     assert RECORDED["policy"].keys() == POLICY.keys()
     assert RECORDED["preferences"].keys() == PREFERENCES.keys()
+
+
+@pytest.mark.parametrize("scale", ["group", "none"])
+def test_advantages(scale):
+    rewards = np.float32(RECORDED["rewards"])
+    wanted = np.float32(RECORDED["group_advantages"][scale])
+    if scale == "group":  # TRL adds 1e-4 to the deviation
+        deviation = rewards.reshape(-1, 4).std(axis=1, ddof=1).repeat(4)
+        wanted *= 1 + 1e-4 / np.where(deviation > 1e-6, deviation, 1.0)
+    near(group_advantages(rewards, 4, divide=scale == "group"), wanted)
 
 
 @pytest.mark.parametrize("name", POLICY)
