@@ -108,9 +108,13 @@ def prefer(
     blocks = sft(name, architecture, start, data, steps, seed, rate, "preferences")
     return {
         **blocks,
-        # A row holds the question twice, with both answers.
-        "train": {**blocks["train"], "seq_len": 288},
-        "data": {**DATA, "source": "preferences", "path": f"{data}/preferences.jsonl"},
+        # A row holds the question twice, with both answers; a few wrong ones go on without an end.
+        "data": {
+            **DATA,
+            "source": "preferences",
+            "path": f"{data}/preferences.jsonl",
+            "drop_long": True,
+        },
         "preferences": {"beta": beta, "chosen_weight": chosen_weight},
     }
 
