@@ -24,7 +24,7 @@ Stages = dict[str, dict[str, Any]]
 
 
 def read(folder: str | pathlib.Path) -> Stages:
-    """The summary of each stage that a pipeline ran, by name, in order.
+    """The summary of each stage that a pipeline ran, by name, in order; seconds of all processes.
 
     Raises:
       UserError: no pipeline is there, or its record is damaged.
@@ -32,7 +32,9 @@ def read(folder: str | pathlib.Path) -> Stages:
     path = pathlib.Path(folder) / "pipeline.json"
     try:
         stages = json.loads(path.read_text())["stages"]
-        return {entry["name"]: entry["summary"] for entry in stages}
+        return {
+            entry["name"]: {**entry["summary"], "seconds": entry["seconds"]} for entry in stages
+        }
     except FileNotFoundError:
         raise UserError(
             f"{path}: no pipeline is recorded there; give a pipeline's folder"

@@ -166,8 +166,9 @@ def run_pipeline(
       resume_from: refused.
 
     Returns:
-      ``status``, ``stages`` (name, kind and summary of each) and ``dollars``; also written to
-      ``pipeline.json``. A stage that did not complete ends it.
+      ``status``, ``stages`` (of each its name, its summary, and the seconds of all its processes by
+      phase), ``dollars`` and ``by_stage``; also written to ``pipeline.json``. A stage that did not
+      complete ends it.
 
     Raises:
       UserError, RunFailed: of a stage.
@@ -207,8 +208,11 @@ def run_pipeline(
             status = summary["status"]
             break
     bill = read_bill([str(folder)])
+    # A summary has the seconds of the process that wrote it; the ledger those of all of them.
+    seconds = {run["id"]: run["seconds"] for run in bill["runs"]}
+    stages = [{**entry, "seconds": seconds[entry["name"]]} for entry in done]
     result = {
-        "status": status, "step": len(done), "stages": done,
+        "status": status, "step": len(done), "stages": stages,
         "dollars": bill["total"]["all_in"]["dollars"], "by_stage": bill["total"]["by_stage"],
     }  # fmt: skip
     write_whole(folder / SUMMARY, json.dumps(result, indent=1) + "\n")
@@ -240,7 +244,7 @@ def show_pipeline(result: Mapping[str, Any], workdir: str) -> str:
             rates.append(f"held-out loss {found['val_loss']:.4f}")
         if "pairs" in found:
             rates.append(f"{found['pairs']} pairs")
-        seconds = sum(found["seconds"].values())
+        seconds = sum(entry["seconds"].values())
         lines.append(
             f"  {entry['name']:<20}{found['status']:<12}{cost_text.duration(seconds):>9}  "
             f"{cost_text.dollars(found['dollars']):>9}  {' '.join(rates)}"

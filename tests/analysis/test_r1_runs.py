@@ -33,7 +33,7 @@ def write(folder, rates):
     answers = {"asked": 8000, "right": 3803, "pairs": 1695, "dollars": 0.001, "seconds": SECONDS}
     stages = {"cold": trained, "rl": reinforced, "answers": answers, "own": trained}
     stages |= {f"{name}_asked": asked(rate) for name, rate in rates.items()}
-    entries = [{"name": name, "summary": summary} for name, summary in stages.items()]
+    entries = [{"name": n, "summary": s, "seconds": s["seconds"]} for n, s in stages.items()]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "pipeline.json").write_text(json.dumps({"stages": entries}))
     return r1_runs.read(folder)

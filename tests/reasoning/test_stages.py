@@ -158,6 +158,11 @@ def test_a_pipeline_runs_its_stages_once(tiny_start, tmp_path, capsys):
     assert capsys.readouterr().err.count("nothing to do") == 1
     assert (workdir / "asked/pairs.jsonl").read_text() == kept
     assert (workdir / "cold/ledger.jsonl").read_text() == first
+    # A stage's seconds are those of both times, as its dollars are.
+    (_, asked) = json.loads((workdir / "pipeline.json").read_text())["stages"]
+    once, both = (sum(part["seconds"].values()) for part in (result["stages"][1], asked))
+    assert both == pytest.approx(once + sum(asked["summary"]["seconds"].values()), abs=0.01)
+    assert both > once
 
 
 def test_a_pipelines_seed_is_added_to_every_stages():
