@@ -43,6 +43,20 @@ def read(folder: str | pathlib.Path) -> Stages:
         raise UserError(f"{path} is damaged ({error!r}); run the pipeline again") from None
 
 
+def read_seeds(folder: str | pathlib.Path) -> list[Stages]:
+    """The pipelines of ``folder``'s ``seed0``, ``seed1`` and so on, in order.
+
+    Raises:
+      UserError: there is none, or one is damaged.
+    """
+    found = sorted(pathlib.Path(folder).glob("seed*"), key=lambda path: int(path.name[4:]))
+    if not found:
+        raise UserError(
+            f"{folder}: has no folders seed0, seed1, ...; give the folder that holds them"
+        )
+    return [read(path) for path in found]
+
+
 def metrics(folder: str | pathlib.Path, stage: str) -> list[dict[str, Any]]:
     """The lines of a stage's ``metrics.jsonl``.
 

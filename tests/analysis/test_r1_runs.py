@@ -34,9 +34,8 @@ def write(folder, rates):
     stages = {"cold": trained, "rl": reinforced, "answers": answers, "own": trained}
     stages |= {f"{name}_asked": asked(rate) for name, rate in rates.items()}
     entries = [{"name": n, "summary": s, "seconds": s["seconds"]} for n, s in stages.items()]
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir()
     (folder / "pipeline.json").write_text(json.dumps({"stages": entries}))
-    return r1_runs.read(folder)
 
 
 def write_metrics(folder, lines):
@@ -49,12 +48,10 @@ def runs(tmp_path):
     """Reinforcement adds 10, 12 and 14 points, the own answers nothing on average."""
     starts = (0.40, 0.50, 0.45)
     gains = {"rl": (0.10, 0.12, 0.14), "own": (0.02, -0.02, 0.0)}
-    return [
-        write(
-            tmp_path / str(seed), {"cold": start} | {n: start + g[seed] for n, g in gains.items()}
-        )
-        for seed, start in enumerate(starts)
-    ]
+    for seed, start in enumerate(starts):
+        rates = {"cold": start} | {name: start + gain[seed] for name, gain in gains.items()}
+        write(tmp_path / f"seed{seed}", rates)
+    return r1_runs.read_seeds(tmp_path)
 
 
 def test_a_stage_says_what_it_came_to(runs):
@@ -103,7 +100,7 @@ def test_beside_deepseeks_bill(runs):
 
 
 def test_figures_show_what_was_measured(runs, tmp_path):
-    folder = tmp_path / "0"
+    folder = tmp_path / "seed0"
     steps = [{"step": n, "reward/accuracy": n / 10, "entropy": 1.0, "response/tokens": 5.0}
              for n in (1, 2)]  # fmt: skip
     write_metrics(folder / "rl", [{"step": 0, "eval/pass_at_1": 0.1}, *steps])
@@ -132,7 +129,9 @@ def test_a_damaged_record_is_one_line(tmp_path, text):
 def test_what_is_not_there_is_said(runs, tmp_path):
     with pytest.raises(UserError, match="no pipeline is recorded there"):
         r1_runs.read(tmp_path / "none")
+    with pytest.raises(UserError, match="has no folders seed0"):
+        r1_runs.read_seeds(tmp_path / "seed0")
     with pytest.raises(UserError, match="no such file"):
-        r1_runs.metrics(tmp_path / "0", "dpo")
+        r1_runs.metrics(tmp_path / "seed0", "dpo")
     with pytest.raises(UserError, match="dpo: was not asked; known: cold, rl"):
         r1_runs.pass_at_1(runs[0], "dpo")
