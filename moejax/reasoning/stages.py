@@ -43,9 +43,11 @@ class Pipeline:
         an earlier stage.
       spends: of stages that have a block ``spend``, what they may cost: as much as the stage
         ``as``, less what the stages ``less`` cost. Having spent it, such a stage is done.
+      until: the last stage to run.
     """
 
     stages: tuple[tuple[str, dict[str, Any]], ...]
+    until: str
     spends: Mapping[str, "Spend"] = dataclasses.field(default_factory=dict)
 
 
@@ -77,7 +79,7 @@ def read_pipeline(values: Mapping[str, Any]) -> Pipeline:
     Raises:
       ConfigError: which stage, and what is wrong with it.
     """
-    others = [name for name in values if name not in ("pipeline", "seed")]
+    others = [name for name in values if name not in ("pipeline", "seed", "until")]
     remedy = "stands beside pipeline, whose stages have blocks of their own; move it into them"
     check(not others, others[0] if others else "", "...", remedy)
     given = values["pipeline"]
@@ -113,7 +115,10 @@ def read_pipeline(values: Mapping[str, Any]) -> Pipeline:
                 None
             )
         stages.append((name, rest))
-    return Pipeline(tuple(stages), spends)
+    names = [name for name, _ in stages]
+    until = values.get("until", names[-1])
+    check(until in names, "until", until, f"is no stage; there are: {', '.join(names)}")
+    return Pipeline(tuple(stages), until, spends)
 
 
 def _read_spend(where: str, given: Any, known: list[str]) -> Spend:
@@ -187,7 +192,8 @@ def run_pipeline(
         )
     done: list[dict[str, Any]] = []
     status = "completed"
-    for place, (name, blocks) in enumerate(pipeline.stages):
+    last = [name for name, _ in pipeline.stages].index(pipeline.until)
+    for place, (name, blocks) in enumerate(pipeline.stages[: last + 1]):
         known = [earlier for earlier, _ in pipeline.stages[:place]]
         print(f"\nstage {place + 1} of {len(pipeline.stages)}: {name}", file=sys.stderr, flush=True)
         summary, spend = None, pipeline.spends.get(name)

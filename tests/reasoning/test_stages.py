@@ -143,6 +143,8 @@ PIPELINE = """"pipeline": (
 def test_a_pipeline_runs_its_stages_once(tiny_start, tmp_path, capsys):
     path = write(tmp_path, PIPELINE, START=tiny_start)
     workdir = tmp_path / "run"
+    assert command(path, workdir, "until=cold") == 0
+    assert not (workdir / "asked").exists()
     assert command(path, workdir) == 0
     result = json.loads((workdir / "pipeline.json").read_text())
     assert [stage["name"] for stage in result["stages"]] == ["cold", "asked"]
@@ -168,6 +170,14 @@ def test_a_pipeline_runs_its_stages_once(tiny_start, tmp_path, capsys):
 def test_a_pipelines_seed_is_added_to_every_stages():
     read = stages.read_pipeline({"pipeline": (COLD, {**COLD, "name": "b", "seed": 3}), "seed": 4})
     assert [blocks["seed"] for _, blocks in read.stages] == [4, 7]
+
+
+def test_a_stage_that_is_none_is_not_the_last():
+    stage = lambda name: {**COLD, "name": name}
+    values = {"pipeline": (stage("a"), stage("b"))}
+    assert stages.read_pipeline(values).until == "b"
+    with pytest.raises(config.ConfigError, match="until = 'c': is no stage; there are: a, b"):
+        stages.read_pipeline({**values, "until": "c"})
 
 
 SPENDING = """"pipeline": (
