@@ -276,6 +276,23 @@ def test_packaged_pipelines_can_be_read(name):
         assert spend.like in ("rl", "dense_rl")
 
 
+@pytest.mark.slow
+def test_a_part_of_the_small_pipeline(tmp_path):
+    """As it is shipped, with fewer pairs, steps and questions: reinforced, and not beyond."""
+    changes = (
+        "until=rl", "pipeline[0].pairs.count=400", "pipeline[1].train.steps=3",
+        "pipeline[2].train.steps=2", "pipeline[2].train.batch_size=16",
+        "pipeline[2].evaluation.problems=4", "pipeline[2].evaluation.samples=2",
+    )  # fmt: skip
+    assert command(ROOT / "experiments/r1/small.py", tmp_path / "run", *changes) == 0
+    result = json.loads((tmp_path / "run/pipeline.json").read_text())
+    cold, rl = (entry["summary"] for entry in result["stages"][1:])
+    assert len(result["stages"]) == 3 and rl["status"] == "completed"
+    assert cold["step"] == 3 and rl["step"] == 2
+    assert rl["before"]["problems"] == rl["after"]["problems"] == 4
+    assert [*result["by_stage"]] == ["sft", "rl_rollout", "rl_train"]
+
+
 def test_the_small_pipelines_dense_model_has_the_size_of_its_teacher():
     pipeline = stages.read_pipeline(config.load(str(ROOT / "experiments/r1/small.py")))
     assert [name for name, _ in pipeline.stages] == [
