@@ -147,6 +147,8 @@ def _resolved(value: Any, folder: pathlib.Path, known: list[str]) -> Any:
     """
     if isinstance(value, Mapping):
         return {key: _resolved(each, folder, known) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_resolved(each, folder, known) for each in value]
     if isinstance(value, str) and value.startswith("@"):
         name, _, rest = value[1:].partition("/")
         remedy = f"names no earlier stage; there are: {', '.join(known) or 'none'}"

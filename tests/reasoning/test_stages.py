@@ -172,6 +172,12 @@ def test_a_pipelines_seed_is_added_to_every_stages():
     assert [blocks["seed"] for _, blocks in read.stages] == [4, 7]
 
 
+def test_a_stage_is_referred_to_from_within_a_list():
+    parts = ({"source": "stdlib"}, {"source": "text", "path": "@cold/text.jsonl"})
+    found = stages._resolved({"data": {"mixture": parts}}, pathlib.Path("run"), ["cold"])
+    assert found["data"]["mixture"][1]["path"] == "run/cold/text.jsonl"
+
+
 def test_a_stage_that_is_none_is_not_the_last():
     stage = lambda name: {**COLD, "name": name}
     values = {"pipeline": (stage("a"), stage("b"))}
