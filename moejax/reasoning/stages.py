@@ -241,6 +241,7 @@ def _spent(folder: pathlib.Path, config: Any) -> dict[str, Any] | None:
 def show_pipeline(result: Mapping[str, Any], workdir: str) -> str:
     """What each stage came to, and the bill in the shape of DeepSeek's table of stages."""
     lines = [f"\npipeline {result['status']}: {result['step']} stages"]
+    width = 2 + max(len(entry["name"]) for entry in result["stages"])
     for entry in result["stages"]:
         found, rates = entry["summary"], []
         for key, prefix in (("before", "pass@1 "), ("after", "-> ")):
@@ -254,7 +255,7 @@ def show_pipeline(result: Mapping[str, Any], workdir: str) -> str:
             rates.append(f"{found['pairs']} pairs")
         seconds = sum(entry["seconds"].values())
         lines.append(
-            f"  {entry['name']:<20}{found['status']:<12}{cost_text.duration(seconds):>9}  "
+            f"  {entry['name']:<{width}}{found['status']:<12}{cost_text.duration(seconds):>9}  "
             f"{cost_text.dollars(found['dollars']):>9}  {' '.join(rates)}"
         )
     return "\n".join([*lines, "\nthe bill", format_ledger(read_bill([workdir]))])
