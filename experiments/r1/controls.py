@@ -21,9 +21,9 @@ lacks, so that ``more`` is a bound rather than a rival.
 
     moejax train --config=experiments/r1/controls.py --workdir=runs/r1_controls --config.seed=0
 
-Hardware: 2 CPU cores, 14 to 18 minutes, $0.023 to $0.029 a seed. Found over three seeds: GRPO adds 17
-points of pass@1, own right answers 49, gold answers 50, preferences 22, which cannot be told from
-none (experiments/results/r1/controls).
+Hardware: 2 CPU cores, 14 to 18 minutes, $0.023 to $0.029 a seed. Found over three seeds: GRPO adds
+17 points of pass@1, own right answers 49, gold answers 50, preferences 22, which cannot be told
+from none (experiments/results/r1/controls).
 """
 
 import ml_collections

@@ -14,8 +14,8 @@ cannot: reasoning in words, and a longer answer where it helps.
 
     moejax train --config=experiments/r1/zero.py --workdir=runs/r1_zero --config.seed=0
 
-Hardware: 2 CPU cores, 9 minutes, $0.014. Found, seed 0: pass@1 from 0.007 to 0.487 in 50 rollouts and
-to 0.603 in 400, of which a constant answer has 0.51 (experiments/results/r1/zero).
+Hardware: 2 CPU cores, 9 minutes, $0.014. Found, seed 0: pass@1 from 0.007 to 0.487 in 50 rollouts
+and to 0.603 in 400, of which a constant answer has 0.51 (experiments/results/r1/zero).
 """
 
 import ml_collections

@@ -216,9 +216,13 @@ def run_pipeline(
             status = summary["status"]
             break
     bill = read_bill([str(folder)])
-    # A summary has the seconds of the process that wrote it; the ledger those of all of them.
+    # A summary has the seconds of the process that wrote it, the ledger those of all of them; one
+    # that cannot be read is named by the bill.
     seconds = {run["id"]: run["seconds"] for run in bill["runs"]}
-    stages = [{**entry, "seconds": seconds[entry["name"]]} for entry in done]
+    stages = [
+        {**entry, "seconds": seconds.get(entry["name"], entry["summary"]["seconds"])}
+        for entry in done
+    ]
     result = {
         "status": status, "step": len(done), "stages": stages,
         "dollars": bill["total"]["all_in"]["dollars"], "by_stage": bill["total"]["by_stage"],
