@@ -101,13 +101,7 @@ def lens_table(hardware: str = "h800_sxm") -> str:
     """``lens_rows`` as text, with the source of each rate."""
     known = lens_rows(hardware)
     rows = [["", "dollars"], *([name, f"${dollars:,.0f}"] for name, dollars, _ in known)]
-    return with_notes(rows, ["", *(source for *_, source in known)])
-
-
-def with_notes(rows: list[list[str]], notes: list[str]) -> str:
-    """A table with a note, flush left, after each row."""
-    lines = text.columns(rows).splitlines()
-    return "\n".join(f"{line}  {note}".rstrip() for line, note in zip(lines, notes, strict=True))
+    return text.with_notes(rows, ["", *(source for *_, source in known)])
 
 
 def plot_lenses(chips: Sequence[str] = ("h800_sxm", "h100_sxm")) -> Figure:
@@ -132,7 +126,7 @@ def all_in_table() -> str:
         dollars = development.all_in(headline, known.multiplier)
         rows.append([f"as {known.project}", f"{known.multiplier:.2f}", f"${dollars:,.0f}"])
     measured = [f"{known.measured} ({known.source})" for known in development.MEASURED]
-    return with_notes(rows, ["", "", *measured])
+    return text.with_notes(rows, ["", "", *measured])
 
 
 def v3_dollars(rate: float = 2.0, mfu: float = deepseek_v3.MFU, failed_share: float = 0.0) -> float:

@@ -19,12 +19,15 @@ from moejax.analysis.statistics import Difference, compare
 from moejax.config import UserError
 from moejax.cost import text
 
-R1 = RESULTS / "r1"
+R1 = RESULTS / "r1"  # as seen from the notebooks' folder
 Stages = dict[str, dict[str, Any]]
 
 
 def read(folder: str | pathlib.Path) -> Stages:
-    """The summary of each stage that a pipeline ran, by name, in order; seconds of all processes.
+    """The summary of each stage that a pipeline ran, by name, in order.
+
+    Its ``seconds`` are of all processes that worked on the stage, where the record has them;
+    ``last_seconds`` of the last one.
 
     Raises:
       UserError: no pipeline is there, or its record is damaged.
@@ -32,9 +35,7 @@ def read(folder: str | pathlib.Path) -> Stages:
     path = pathlib.Path(folder) / "pipeline.json"
     try:
         stages = json.loads(path.read_text())["stages"]
-        return {
-            entry["name"]: {**entry["summary"], "seconds": entry["seconds"]} for entry in stages
-        }
+        return {entry["name"]: _summary(entry) for entry in stages}
     except FileNotFoundError:
         raise UserError(
             f"{path}: no pipeline is recorded there; give a pipeline's folder"
@@ -43,13 +44,26 @@ def read(folder: str | pathlib.Path) -> Stages:
         raise UserError(f"{path} is damaged ({error!r}); run the pipeline again") from None
 
 
+def _summary(entry: Mapping[str, Any]) -> dict[str, Any]:
+    last = entry["summary"]["seconds"]
+    return {**entry["summary"], "seconds": entry.get("seconds", last), "last_seconds": last}
+
+
+def _stage(stages: Stages, name: str) -> dict[str, Any]:
+    """A stage's summary; raises UserError where there is none."""
+    if name not in stages:
+        raise UserError(f"{name}: is no stage of this pipeline; known: {', '.join(stages)}")
+    return stages[name]
+
+
 def read_seeds(folder: str | pathlib.Path) -> list[Stages]:
     """The pipelines of ``folder``'s ``seed0``, ``seed1`` and so on, in order.
 
     Raises:
       UserError: there is none, or one is damaged.
     """
-    found = sorted(pathlib.Path(folder).glob("seed*"), key=lambda path: int(path.name[4:]))
+    folders = [p for p in pathlib.Path(folder).glob("seed*") if p.name[4:].isdecimal()]
+    found = sorted(folders, key=lambda path: int(path.name[4:]))
     if not found:
         raise UserError(
             f"{folder}: has no folders seed0, seed1, ...; give the folder that holds them"
@@ -85,7 +99,7 @@ def stage_table(stages: Stages) -> str:
     total = sum(found["dollars"] for found in stages.values())
     wall = text.duration(sum(sum(found["seconds"].values()) for found in stages.values()))
     rows.append(["all", wall, "", "", text.dollars(total)])
-    return bills.with_notes(rows, [*outcomes, ""])
+    return text.with_notes(rows, [*outcomes, ""])
 
 
 def _outcome(found: Mapping[str, Any]) -> str:
@@ -101,8 +115,8 @@ def _outcome(found: Mapping[str, Any]) -> str:
     return f"{steps}, held-out loss {found['val_loss']:.4f}" if found.get("val_loss") else steps
 
 
-def _rate(found: Mapping[str, Any], key: str = "1") -> str:
-    measure = found["pass_at"][key]
+def _rate(found: Mapping[str, Any]) -> str:
+    measure = found["pass_at"]["1"]
     low, high = measure["interval"]
     return f"{measure['mean']:.3f} ({low:.3f} to {high:.3f})"
 
@@ -113,22 +127,26 @@ def pass_at_1(stages: Stages, model: str) -> float:
     Raises:
       UserError: it was not asked.
     """
-    found = stages.get(f"{model}_asked")
-    if found is None:
-        raise UserError(f"{model}: was not asked; known: {', '.join(stages)}")
-    return found["pass_at"]["1"]["mean"]
+    return _stage(stages, f"{model}_asked")["pass_at"]["1"]["mean"]
 
 
 def differences(runs: Sequence[Stages], ways: Sequence[str], start: str) -> dict[str, Difference]:
     """What each way added to pass@1 of its own seed's start, over seeds.
 
-    The values compared are shares of wrong answers, so a negative mean is a gain.
+    The values compared are shares of wrong answers, so a negative mean is a gain. Pairs are by
+    seed; the error variance is pooled over ways where they allow it
+    (``moejax.analysis.statistics.compare``).
 
     Args:
       runs: one pipeline a seed, at least two.
       ways: models.
       start: the model that they started from, or that they are held against.
+
+    Raises:
+      UserError: fewer than two runs, or a model that was not asked.
     """
+    if len(runs) < 2:
+        raise UserError("differences over seeds need two seeds; record another")
     wrong = {
         name: {seed: 1 - pass_at_1(stages, name) for seed, stages in enumerate(runs)}
         for name in (start, *ways)
@@ -142,7 +160,7 @@ def ways_table(runs: Sequence[Stages], ways: Sequence[str], start: str) -> str:
     rows = [["", *(f"seed {seed}" for seed in range(len(runs))), "dollars", "points", "verdict"]]
     for name in (start, *ways):
         rates = [f"{pass_at_1(stages, name):.3f}" for stages in runs]
-        mean = float(np.mean([stages[name]["dollars"] for stages in runs]))
+        mean = float(np.mean([_stage(stages, name)["dollars"] for stages in runs]))
         told = [_points(found[name]), found[name].verdict] if name in found else ["", ""]
         rows.append([name, *rates, text.dollars(mean), *told])
     return text.columns(rows)
@@ -160,7 +178,7 @@ def plot_ways(runs: Sequence[Stages], ways: Sequence[str], start: str) -> Figure
     for place, name in enumerate(reversed(names)):
         colour = GREY if name == start else BLUE
         for seed, stages in enumerate(runs):
-            measure = stages[f"{name}_asked"]["pass_at"]["1"]
+            measure = _stage(stages, f"{name}_asked")["pass_at"]["1"]
             height = place + 0.18 * (seed - (len(runs) - 1) / 2)
             axes.plot(measure["interval"], [height] * 2, color=colour, linewidth=1)
             axes.plot(measure["mean"], height, "o", color=colour, markersize=4)
@@ -177,7 +195,8 @@ def plot_supervised(folder: str | pathlib.Path, stages: Sequence[str]) -> Figure
         lines = metrics(folder, stage)
         for key, colour, mark in (("loss", BLUE, "-"), ("val_loss", RED, "o")):
             seen = [(line["step"], line[key]) for line in lines if key in line]
-            axes.plot(*zip(*seen, strict=True), mark, color=colour, markersize=4, label=key)
+            if seen:
+                axes.plot(*zip(*seen, strict=True), mark, color=colour, markersize=4, label=key)
         axes.set_yscale("log")
         axes.set_title(f"{stage}: nats a token", fontsize=10)
         axes.set_xlabel("step")
@@ -207,24 +226,23 @@ def plot_reinforced(folder: str | pathlib.Path, stage: str) -> Figure:
 
 
 def step_shares(stages: Stages, names: Sequence[str]) -> str:
-    """Where the time of reinforced stages' steps went: rollouts, rewards, updates."""
+    """Where the time of reinforced stages' steps went, in their last processes."""
     rows = [["stage", "rollouts", "rewards", "updates"]]
     for name in names:
-        found = stages[name]
-        rewards = found["reward_seconds"]
-        parts = found["seconds"]["rollout"] - rewards, rewards, found["seconds"]["train"]
+        found = _stage(stages, name)
+        seconds, rewards = found["last_seconds"], found["reward_seconds"]
+        parts = seconds["rollout"] - rewards, rewards, seconds["train"]
         rows.append([name, *(f"{100 * part / sum(parts):.1f} %" for part in parts)])
     return text.columns(rows)
 
 
 def said(stages: Stages, models: Sequence[str], count: int = 2) -> str:
-    """The first answer of each model to the first problems that it was asked."""
-    lines = []
-    for number in range(count):
-        first = stages[f"{models[0]}_asked"]["shown"][number]
+    """The first answer of each model to the first ``count`` problems of those that are kept."""
+    lines, shown = [], {model: _stage(stages, f"{model}_asked")["shown"] for model in models}
+    for number, first in enumerate(shown[models[0]][:count]):
         lines.append(f"{first['prompt']}  (right: {first['answer']})")
         for model in models:
-            one = stages[f"{model}_asked"]["shown"][number]
+            one = shown[model][number]
             judged = "right" if one["right"] else "wrong"
             lines.append(f"  {model:<18}{judged}  {one['said']!r}")
     return "\n".join(lines)
@@ -236,13 +254,19 @@ def beside_deepseek(stages: Stages, kinds: Mapping[str, Sequence[str]]) -> str:
     Args:
       stages: the pipeline's.
       kinds: DeepSeek's stage (``moejax.analysis.bills.stages``), and the pipeline's that do the
-        same; a kind that DeepSeek's bill lacks has none of theirs.
+        same; a kind that DeepSeek's bill lacks has none of theirs. Stages that are in none are
+        "all else".
+
+    Raises:
+      UserError: a stage that the pipeline has not.
     """
     theirs = {name: dollars for name, dollars, *_ in bills.stages()}
     ours = {
-        kind: sum(stages[name]["dollars"] for name in names if name in stages)
+        kind: sum(_stage(stages, name)["dollars"] for name in names)
         for kind, names in kinds.items()
     }
+    named = {name for names in kinds.values() for name in names}
+    ours["all else"] = sum(found["dollars"] for n, found in stages.items() if n not in named)
     order = [*theirs, *(kind for kind in ours if kind not in theirs)]
     rows = [["", "DeepSeek", "share", "here", "share"]]
     for kind in order:

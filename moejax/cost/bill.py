@@ -12,7 +12,7 @@ from moejax.cost import plan_against, redone, totals
 from moejax.cost.bill_exchange import exchange_bill
 from moejax.cost.segments import FILE_NAME, PHASES, Segment, ledger_errors, segments
 
-_NOT_RUNS = ("checkpoints", "tensorboard")
+NOT_RUNS = ("checkpoints", "tensorboard")
 _SUMS = (*totals.SUMS, "steps", *totals.ROLLOUT)
 _KNOWN = (*totals.KNOWN, "energy_measured_kwh")
 
@@ -151,7 +151,7 @@ def run_directories(directories: Sequence[str | os.PathLike]) -> list[pathlib.Pa
 
 def _with_ledger(directory: pathlib.Path) -> Iterator[pathlib.Path]:
     for folder, inner, files in os.walk(directory):
-        inner[:] = [name for name in inner if name not in _NOT_RUNS]
+        inner[:] = [name for name in inner if name not in NOT_RUNS]
         if FILE_NAME in files:
             yield pathlib.Path(folder)
 

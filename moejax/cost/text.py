@@ -78,3 +78,9 @@ def columns(rows: Sequence[Sequence[str]], left: int = 1) -> str:
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def with_notes(rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
+    """``columns`` with a note, flush left, after each row."""
+    lines = columns(rows).splitlines()
+    return "\n".join(f"{line}  {note}".rstrip() for line, note in zip(lines, notes, strict=True))

@@ -14,7 +14,6 @@ from moejax.cost import counts, text
 from moejax.cost.plan_text import format_plan
 from moejax.data import tokenizers
 from moejax.data.tokenizers import Tokenizer
-from moejax.models.layers import compute_dtype
 from moejax.models.replay import check_replay
 from moejax.moe.choose import Choice
 from moejax.parallel import check_fits, make_mesh
@@ -118,8 +117,7 @@ def prepare_policy(config: PolicyConfig) -> PolicySetup:
     choice = prepare.choose_back_ends(run.model, mesh)
     if rl.routing_replay != "none":
         check_replay(run.model, "rl.routing_replay", rl.routing_replay)
-    dtype = compute_dtype(run.model.dtype).name
-    run = dataclasses.replace(run, model=dataclasses.replace(run.model, dtype=dtype))
+    run = prepare.with_dtype(run)
     config = dataclasses.replace(config, run=run)
     tokenizer = tokenizer_of(run.start.run)
     tasks, template = TaskSet(config.task), templates.find(config.prompt.template)

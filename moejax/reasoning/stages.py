@@ -8,8 +8,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from moejax.config import ConfigError, UserError, check
 from moejax.cost import text as cost_text
+from moejax.cost.bill import NOT_RUNS
 from moejax.cost.bill import summarize as read_bill
 from moejax.cost.bill_text import format_ledger
 from moejax.reasoning import pairs_config, policy_config, policy_train, short_stages
@@ -96,6 +99,8 @@ def read_pipeline(values: Mapping[str, Any]) -> Pipeline:
         name = blocks.get("name", "")
         well = isinstance(name, str) and _NAME.fullmatch(name) is not None
         check(well, f"{where}.name", name, "must be a folder's name of letters, digits, '_.-'")
+        remedy = "is a folder of a run's own, which no bill looks into; take another name"
+        check(name not in NOT_RUNS, f"{where}.name", name, remedy)
         known = [earlier for earlier, _ in stages]
         check(name not in known, f"{where}.name", name, "is an earlier stage's; names differ")
         rest = {key: value for key, value in blocks.items() if key not in ("name", "spend")}
@@ -175,13 +180,17 @@ def run_pipeline(
     Returns:
       ``status``, ``stages`` (of each its name, its summary, and the seconds of all its processes by
       phase), ``dollars`` and ``by_stage``; also written to ``pipeline.json``. A stage that did not
-      complete ends it.
+      complete ends it; what was known of later ones is kept.
 
     Raises:
       UserError, RunFailed: of a stage.
     """
     if resume_from is not None:
         raise UserError(f"--resume-from = {resume_from}: is for one run; leave it out")
+    check(
+        jax.process_count() == 1, "processes", jax.process_count(),
+        "a pipeline runs in one process, of as many devices as it has; start one",
+    )  # fmt: skip
     folder = pathlib.Path(workdir).absolute()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--workdir = {workdir!r}: is a file; give a folder")
@@ -193,7 +202,20 @@ def run_pipeline(
             "new or an empty folder"
         )
     done: list[dict[str, Any]] = []
-    status = "completed"
+    status = "failed"
+    try:
+        status = _run_stages(pipeline, folder, bill_process, done)
+    finally:
+        if done:
+            result = _result(pipeline, folder, status, done)
+            write_whole(folder / SUMMARY, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _run_stages(
+    pipeline: Pipeline, folder: pathlib.Path, bill_process: bool, done: list[dict[str, Any]]
+) -> str:
+    """Runs stages up to ``until``, adds each to ``done``, and returns the pipeline's status."""
     last = [name for name, _ in pipeline.stages].index(pipeline.until)
     for place, (name, blocks) in enumerate(pipeline.stages[: last + 1]):
         known = [earlier for earlier, _ in pipeline.stages[:place]]
@@ -206,29 +228,47 @@ def run_pipeline(
         if spend is not None:
             summary = _spent(folder / name, config)
         if summary is None:
+            before = _ledger_size(folder / name)
             summary = kind.train(config, str(folder / name), bill_process=bill_process)
-            bill_process = False
+            bill_process = bill_process and _ledger_size(folder / name) == before
         if spend is not None and summary["status"] == "completed":
             print(f"warning: {name} did all of its steps before it cost what it may; give it more "
                   "(train.steps)", file=sys.stderr, flush=True)  # fmt: skip
         done.append({"name": name, "summary": summary})
         if summary["status"] != "completed" and not (spend and summary["status"] == "budget"):
-            status = summary["status"]
-            break
+            return summary["status"]
+    return "completed"
+
+
+def _ledger_size(folder: pathlib.Path) -> int:
+    """Bytes of a stage's ledger, which grow where a process works on it."""
+    path = folder / run_dir.LEDGER
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _result(
+    pipeline: Pipeline, folder: pathlib.Path, status: str, done: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What ``pipeline.json`` holds; of stages after the last one, what was known of them before."""
+    names = [entry["name"] for entry in done]
+    try:
+        before = json.loads((folder / SUMMARY).read_text())["stages"]
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is written anew
+        before = []
+    order = [name for name, _ in pipeline.stages]
+    later = [entry for entry in before if entry["name"] in order and entry["name"] not in names]
+    stages = [{**entry, "seconds": _seconds(folder, entry)} for entry in done] + later
     bill = read_bill([str(folder)])
-    # A summary has the seconds of the process that wrote it, the ledger those of all of them; one
-    # that cannot be read is named by the bill.
-    seconds = {run["id"]: run["seconds"] for run in bill["runs"]}
-    stages = [
-        {**entry, "seconds": seconds.get(entry["name"], entry["summary"]["seconds"])}
-        for entry in done
-    ]
-    result = {
+    return {
         "status": status, "step": len(done), "stages": stages,
         "dollars": bill["total"]["all_in"]["dollars"], "by_stage": bill["total"]["by_stage"],
     }  # fmt: skip
-    write_whole(folder / SUMMARY, json.dumps(result, indent=1) + "\n")
-    return result
+
+
+def _seconds(folder: pathlib.Path, entry: dict[str, Any]) -> dict[str, float]:
+    """Seconds by phase of all processes that worked on a stage; a summary has the last one's."""
+    runs = read_bill([str(folder / entry["name"])])["runs"]
+    return runs[0]["seconds"] if runs else entry["summary"]["seconds"]
 
 
 def _spent(folder: pathlib.Path, config: Any) -> dict[str, Any] | None:
@@ -238,7 +278,11 @@ def _spent(folder: pathlib.Path, config: Any) -> dict[str, Any] | None:
         recorded = run_dir.read_record(folder)["config"]
     except (OSError, ValueError, UserError):
         return None
-    same = not run_config.differences(recorded, with_dtype(config).to_dict())
+    if isinstance(config, policy_config.PolicyConfig):
+        config = dataclasses.replace(config, run=with_dtype(config.run))
+    else:
+        recorded, config = run_dir.completed(recorded), with_dtype(config)
+    same = not run_config.differences(recorded, config.to_dict())
     return summary if same and summary.get("status") == "budget" else None
 
 

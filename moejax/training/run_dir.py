@@ -164,7 +164,7 @@ def open_run(path: pathlib.Path, config: RunConfig, dataset: TextDataset) -> Run
     if not (path / CONFIG).is_file():
         return RunDirectory(path, record, resumed=False)
     old = read_record(path)
-    changed = differences(_completed(old["config"]), record["config"])
+    changed = differences(completed(old["config"]), record["config"])
     if changed:
         raise UserError(
             f"--workdir = {str(path)!r}: holds a run with another config: {'; '.join(changed)}; "
@@ -189,7 +189,7 @@ def open_run(path: pathlib.Path, config: RunConfig, dataset: TextDataset) -> Run
     return RunDirectory(path, kept, resumed=True, changes=lines)
 
 
-def _completed(config: dict[str, Any]) -> dict[str, Any]:
+def completed(config: dict[str, Any]) -> dict[str, Any]:
     """A recorded config with the fields that moejax did not have yet, at their defaults."""
     try:
         return from_dict(config).to_dict()

@@ -165,6 +165,47 @@ def test_a_pipeline_runs_its_stages_once(tiny_start, tmp_path, capsys):
     once, both = (sum(part["seconds"].values()) for part in (result["stages"][1], asked))
     assert both == pytest.approx(once + sum(asked["summary"]["seconds"].values()), abs=0.01)
     assert both > once
+    # Up to an earlier stage, what is known of the others stays.
+    assert command(path, workdir, "until=cold") == 0
+    kept = json.loads((workdir / "pipeline.json").read_text())
+    assert kept["step"] == 1 and kept["stages"][1] == asked
+    dollars = sum(entry["summary"]["dollars"] for entry in kept["stages"])
+    assert kept["dollars"] == pytest.approx(dollars, rel=1e-3)
+
+
+def test_a_pipeline_whose_stage_fails_says_so(tiny_start, tmp_path, monkeypatch, capsys):
+    path = write(tmp_path, PIPELINE, START=tiny_start)
+    real = short_stages.do_stage
+
+    def fails(stage, workdir, **more):
+        if workdir.endswith("asked"):
+            raise config.UserError("asked: nobody answers")
+        return real(stage, workdir, **more)
+
+    monkeypatch.setattr(short_stages, "do_stage", fails)
+    assert command(path, tmp_path / "run") == 2
+    result = json.loads((tmp_path / "run/pipeline.json").read_text())
+    assert result["status"] == "failed" and [s["name"] for s in result["stages"]] == ["cold"]
+    monkeypatch.undo()
+    assert command(path, tmp_path / "run") == 0
+    assert json.loads((tmp_path / "run/pipeline.json").read_text())["status"] == "completed"
+
+
+def test_the_start_of_the_process_is_billed_to_the_first_stage_that_runs(
+    tiny_start, tmp_path, monkeypatch, capsys
+):
+    path = write(tmp_path, PIPELINE, START=tiny_start)
+    assert command(path, tmp_path / "run", "until=cold") == 0
+    real, asked = short_stages.do_stage, []
+
+    def noted(stage, workdir, bill_process=False):
+        asked.append(bill_process)
+        return real(stage, workdir, bill_process=bill_process)
+
+    monkeypatch.setattr(short_stages, "do_stage", noted)
+    pipeline = stages.read_pipeline(config.load(str(path)))
+    stages.run_pipeline(pipeline, str(tmp_path / "run"), bill_process=True)
+    assert asked == [True, True]  # of which the first had nothing to do
 
 
 def test_a_pipelines_seed_is_added_to_every_stages():
