@@ -5,6 +5,7 @@ Experts stand in order, equally many on each part. Where routers keep the best g
 """
 
 import collections
+import functools
 import math
 from collections.abc import Iterator
 
@@ -22,8 +23,12 @@ def expected_parts(moe: MoEConfig, parts: int) -> float:
     Source: group-limited selection as in DeepSeek-V3 (arXiv 2412.19437, section 2.1.2), each set of
     ``groups_kept`` groups and each K experts in them equally likely.
     """
-    groups, kept = groups_of(moe)
-    size, local = moe.num_experts // groups, moe.num_experts // parts
+    return _expected_parts(moe.num_experts, moe.top_k, *groups_of(moe), parts)
+
+
+@functools.lru_cache(maxsize=1024)  # a search of layouts asks for the same of every layer
+def _expected_parts(num_experts: int, top_k: int, groups: int, kept: int, parts: int) -> float:
+    size, local = num_experts // groups, num_experts // parts
     in_reach = kept * size
     total = 0.0
     for part in range(parts):
@@ -34,7 +39,7 @@ def expected_parts(moe: MoEConfig, parts: int) -> float:
             for group in range(first // size, (last - 1) // size + 1)
         ]
         for experts, chance in _kept_shares(shares, groups, kept):
-            total += chance * (1 - _missed(in_reach, experts, moe.top_k))
+            total += chance * (1 - _missed(in_reach, experts, top_k))
     return total
 
 
