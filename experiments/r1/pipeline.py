@@ -9,7 +9,8 @@ models of the same active size, which learn
 - ``distilled_logits``: from its distributions over the same answers;
 - ``dense_rl``: by reinforcement alone;
 
-each from the same dense cold start and for the dollars that ``dense_rl`` cost.
+each from the same dense cold start and for the dollars that ``dense_rl`` cost, sampling answers
+included, the teacher's own training not.
 
 Claim: distillation beats reinforcement of the small model itself (section 4.1: Qwen-32B by RL alone
 47.0 % on AIME, distilled 72.6 %). What it can show: that order at equal dollars, on held-out sums.

@@ -127,7 +127,8 @@ def reinforce(
 ) -> Blocks:  # fmt: skip
     """Group-relative policy optimization on right answers, from the model of ``start``.
 
-    Clip-higher, no KL term, eight answers a question: see ``reinforcement`` in the README.
+    Clip-higher, no KL term, eight answers a question: see ``reinforcement`` in the README. A prompt
+    has ``prompt_tokens`` at most.
     """
     settings = {"algorithm": "grpo", "group_size": 8, "clip_low": 0.2, "clip_high": 0.28,
                 "kl_weight": 0.0, **(rl or {})}  # fmt: skip

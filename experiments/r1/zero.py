@@ -8,9 +8,9 @@ knows of ``not True or False =`` is from code. The question is a boolean express
 or four literals, the answer is what follows, without thinking: a model of this size that never saw
 ``<think>`` would have to write four tags by chance before its first reward.
 
-What it can show: whether reward alone gets a base from chance to the form of an answer, and from
-there beyond the better of two constant answers, which are right in half of the problems. What it
-cannot: reasoning in words, and a longer answer where it helps.
+What it can show: whether reward alone gets a base to the two words that are answers, and from there
+beyond the better of two constant answers, which are right in half of the problems. What it cannot:
+reasoning in words, and a longer answer where it helps.
 
     moejax train --config=experiments/r1/zero.py --workdir=runs/r1_zero --config.seed=0
 

@@ -18,7 +18,7 @@ class PreferenceConfig:
     The defaults are DPO (arXiv 2305.18290). SimPO (arXiv 2405.14734, eq. 6) is ``reference_free``
     and ``length_normalized``, with a ``beta`` of 2 to 2.5 and a ``margin`` of about half of it.
     DPO widens the difference even where both responses become unlikely; ``chosen_weight`` holds the
-    preferred one (arXiv 2404.19733, eq. 1 has 1).
+    preferred one, as arXiv 2404.19733 does.
 
     Attributes:
       beta: strength of the pull to the reference; what log-ratios are multiplied by.
@@ -83,9 +83,10 @@ def preference_loss(
       rejected_reference: as ``chosen_reference``.
 
     Returns:
-      The loss, and metrics without gradient: ``reward/chosen`` and ``reward/rejected`` (beta times
-      the log-ratios), ``reward/margin`` (their difference), ``accuracy`` (share of pairs in which
-      the chosen response's reward is the larger).
+      The loss, and metrics without gradient: ``loss``, ``chosen_nll`` (cross-entropy of the chosen
+      response, nats a token), ``reward/chosen`` and ``reward/rejected`` (beta times the
+      log-ratios), ``reward/margin`` (their difference), ``accuracy`` (share of pairs in which the
+      chosen response's reward is the larger).
 
     Raises:
       ValueError: a reference is needed and is None.
@@ -101,11 +102,13 @@ def preference_loss(
     chosen, rejected = config.beta * chosen, config.beta * rejected
     z, smoothing = chosen - rejected - config.margin, config.label_smoothing
     losses = -(1 - smoothing) * jax.nn.log_sigmoid(z) - smoothing * jax.nn.log_sigmoid(-z)
+    nll = -response_log_probs(chosen_logp, chosen_mask, mean=True)
     if config.chosen_weight:
-        losses -= config.chosen_weight * response_log_probs(chosen_logp, chosen_mask, mean=True)
+        losses += config.chosen_weight * nll
     loss = jnp.mean(losses)
     metrics = {
         "loss": loss,
+        "chosen_nll": jnp.mean(nll),
         "reward/chosen": jnp.mean(chosen),
         "reward/rejected": jnp.mean(rejected),
         "reward/margin": jnp.mean(chosen - rejected),

@@ -88,6 +88,7 @@ def test_metrics_by_hand():
         both(CHOSEN_REFERENCE, REJECTED_REFERENCE), both(REJECTED_REFERENCE, CHOSEN_REFERENCE),
     )  # fmt: skip
     wanted = {"reward/chosen": 0.02, "reward/rejected": 0.02, "reward/margin": 0, "accuracy": 0.5}
+    wanted["chosen_nll"] = (1.5 + 1) / 2
     for name, value in wanted.items():
         np.testing.assert_allclose(metrics[name], value, atol=1e-7)
 
