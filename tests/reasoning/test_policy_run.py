@@ -8,8 +8,9 @@ import pytest
 from runs import assert_same, parameters, summary
 from runs import train as command
 
+from moejax.config import load
 from moejax.cost.bill import summarize
-from moejax.reasoning import policy_config, policy_run
+from moejax.reasoning import policy_config, policy_run, stages
 from moejax.training.metrics import read_metrics
 from moejax.training.run_dir import read_record
 
@@ -119,6 +120,16 @@ def test_a_complete_run_is_left_alone_and_its_model_can_be_read(whole, config, c
     assert (whole / "ledger.jsonl").read_text() == before
     assert "nothing to do" in capsys.readouterr().err
     assert parameters(whole)
+
+
+def test_having_spent_its_dollars_it_is_known_to_a_pipeline(whole, config, tmp_path):
+    workdir = pathlib.Path(shutil.copytree(whole, tmp_path / "run"))
+    found = summary(workdir)
+    (workdir / "summary.json").write_text(json.dumps({**found, "status": "budget"}))
+    read = lambda *changes: policy_config.from_dict(load(str(config), changes))
+    assert stages._spent(workdir, read())["step"] == 4
+    assert stages._spent(workdir, read("seed=3")) is None
+    assert stages._spent(whole, read()) is None  # did all of its steps
 
 
 @pytest.mark.parametrize(
