@@ -8,13 +8,12 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
 from moejax.config import ConfigError, UserError, check
 from moejax.cost import text as cost_text
 from moejax.cost.bill import NOT_RUNS
 from moejax.cost.bill import summarize as read_bill
 from moejax.cost.bill_text import format_ledger
+from moejax.parallel import together
 from moejax.reasoning import pairs_config, policy_config, policy_train, short_stages
 from moejax.training import report, run_config, run_dir
 from moejax.training.manifest import write_whole
@@ -187,8 +186,9 @@ def run_pipeline(
     """
     if resume_from is not None:
         raise UserError(f"--resume-from = {resume_from}: is for one run; leave it out")
+    # Not jax.process_count(), which looks for devices before the host has the threads they need.
     check(
-        jax.process_count() == 1, "processes", jax.process_count(),
+        together.count() == 1, "processes", together.count(),
         "a pipeline runs in one process, of as many devices as it has; start one",
     )  # fmt: skip
     folder = pathlib.Path(workdir).absolute()

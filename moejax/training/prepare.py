@@ -20,6 +20,7 @@ from moejax.moe.choose import Choice, choose
 from moejax.moe.dispatch.capacity import LEAKING_POLICIES
 from moejax.moe.exchange import local_sizes
 from moejax.parallel import MeshConfig, check_fits, make_mesh
+from moejax.parallel.host_threads import enough_threads
 from moejax.parallel.layout import remedies
 from moejax.training import data_account
 from moejax.training.optimizers import OptimConfig, learning_rate, make_optimizer, state_bytes
@@ -132,6 +133,7 @@ def prepare(config: RunConfig) -> Setup:
 
 def with_dtype(config: RunConfig) -> RunConfig:
     """The config as it is recorded: with the type that its model computes in here, not ``auto``."""
+    enough_threads()  # the type looks for devices
     dtype = compute_dtype(config.model.dtype).name
     return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
 

@@ -208,6 +208,29 @@ def test_the_start_of_the_process_is_billed_to_the_first_stage_that_runs(
     assert asked == [True, True]  # of which the first had nothing to do
 
 
+def test_a_pipeline_runs_in_one_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages.together, "count", lambda: 2)
+    pipeline = stages.read_pipeline({"pipeline": (COLD,)})
+    with pytest.raises(ConfigError, match="processes = 2: a pipeline runs in one process"):
+        stages.run_pipeline(pipeline, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_pipeline_looks_for_no_devices_before_its_stages_do(tmp_path, monkeypatch):
+    def looked(*_):
+        raise AssertionError("devices were looked for before the host had threads for them")
+
+    for name in ("process_count", "devices", "device_count", "default_backend"):
+        monkeypatch.setattr(f"jax.{name}", looked)
+
+    def begun(*_, **__):
+        raise ConfigError("stage", 0, "begun")
+
+    monkeypatch.setattr(short_stages, "do_stage", begun)
+    with pytest.raises(ConfigError, match="begun"):
+        stages.run_pipeline(stages.read_pipeline({"pipeline": (COLD,)}), str(tmp_path / "run"))
+
+
 def test_a_pipelines_seed_is_added_to_every_stages():
     read = stages.read_pipeline({"pipeline": (COLD, {**COLD, "name": "b", "seed": 3}), "seed": 4})
     assert [blocks["seed"] for _, blocks in read.stages] == [4, 7]

@@ -9,6 +9,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from moejax.cost.prices import Price
 from moejax.moe.choose import choose, choose_here
 from moejax.parallel import AXES, MeshConfig, make_mesh
+from moejax.training import prepare
 from moejax.training.prepare import (
     Billing,
     back_end_lines,
@@ -16,11 +17,23 @@ from moejax.training.prepare import (
     grouped_products,
     precision_lines,
 )
+from moejax.training.run_config import TrainConfig
 
 
 def lines(**changes):
     moe = dataclasses.replace(tiny.moe_config().moe, **changes)
     return back_end_lines(moe, choose(moe, platform="cpu", expert_devices=2))
+
+
+def test_devices_have_threads_before_a_type_looks_for_them(monkeypatch):
+    order = []
+    monkeypatch.setattr(prepare, "enough_threads", lambda: order.append("threads"))
+    real = prepare.compute_dtype
+    monkeypatch.setattr(prepare, "compute_dtype", lambda n: order.append("type") or real(n))
+    model = dataclasses.replace(tiny.moe_config(), dtype="auto")
+    config = prepare.RunConfig(model=model, train=TrainConfig(steps=1, batch_size=1, seq_len=8))
+    assert prepare.with_dtype(config).model.dtype == "float32"
+    assert order == ["threads", "type"]
 
 
 def test_both_choices_with_their_reasons():
